@@ -1,0 +1,117 @@
+"""Every error that circuitloom raises on purpose.
+
+* ``CircuitloomError``: base; its text is the one line a person reads, ``exit_code`` what a command ends with
+    * ``PolicyError``: the policy has faults (78, EX_CONFIG)
+    * ``ControlError``: the control connection cannot be used
+        * ``ControlUnreachable``: nothing answers at the control address (69, EX_UNAVAILABLE)
+        * ``ControlRefused``: Tor answers and does not let us in (77, EX_NOPERM)
+        * ``ControlProtocolError``: what arrived is not the control protocol (76, EX_PROTOCOL)
+        * ``ControlClosed``: the connection ended while a command was waiting (69)
+    * ``AdminError``: the agent's admin socket cannot be used (69)
+    * ``CannotCreate``: a file or socket we own cannot be made (73, EX_CANTCREAT)
+    * ``LabError``: the private Tor network cannot be started or used (69)
+
+The numbers are those of BSD's sysexits.h.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+__all__ = [
+    "AdminError",
+    "CannotCreate",
+    "CircuitloomError",
+    "ControlClosed",
+    "ControlError",
+    "ControlProtocolError",
+    "ControlRefused",
+    "ControlUnreachable",
+    "Fault",
+    "LabError",
+    "PolicyError",
+]
+
+
+class CircuitloomError(Exception):
+    """Base of all errors raised on purpose; its text is one line that says what to do."""
+
+    exit_code = 70
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Fault:
+    """One fault of a policy, with its place.
+
+    Attributes:
+        file: The policy's name, as the user gave it.
+        line: From 1.
+        column: From 1.
+        path: Where in the document, such as ``circuits[1].weight``; empty for the document itself.
+        message: What is wrong and what to do.
+    """
+
+    file: str
+    line: int
+    column: int
+    path: str
+    message: str
+
+    def __str__(self) -> str:
+        place = f"{self.file}:{self.line}:{self.column}"
+        return f"{place}: {self.path}: {self.message}" if self.path else f"{place}: {self.message}"
+
+
+class PolicyError(CircuitloomError):
+    """The policy has faults; all of them, sorted by place, are in ``faults``."""
+
+    exit_code = 78
+
+    def __init__(self, faults: Sequence[Fault]) -> None:
+        self.faults = tuple(sorted(faults))
+        super().__init__("\n".join(map(str, self.faults)))
+
+
+class ControlError(CircuitloomError):
+    """The control connection cannot be used."""
+
+    exit_code = 69
+
+
+class ControlUnreachable(ControlError):
+    """Nothing answers at the control address."""
+
+
+class ControlRefused(ControlError):
+    """Tor answers and does not let us in."""
+
+    exit_code = 77
+
+
+class ControlProtocolError(ControlError):
+    """What arrived on the control connection is not the control protocol."""
+
+    exit_code = 76
+
+
+class ControlClosed(ControlError):
+    """The control connection ended while a command was waiting for its reply."""
+
+
+class AdminError(CircuitloomError):
+    """The agent's admin socket cannot be used."""
+
+    exit_code = 69
+
+
+class CannotCreate(CircuitloomError):
+    """A file or socket that circuitloom owns cannot be made."""
+
+    exit_code = 73
+
+
+class LabError(CircuitloomError):
+    """The private Tor network cannot be started or used."""
+
+    exit_code = 69
