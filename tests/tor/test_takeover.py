@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from circuitloom.errors import LabError
 from circuitloom.lab.network import PrivateNetwork
 from circuitloom.lab.node import TorClient
 from circuitloom.lab.socks import SocksError, SocksProxy
@@ -227,47 +228,98 @@ def test_a_faulty_reload_changes_nothing(client: TorClient, echo: EchoServer, tm
         asyncio.run(connect_one(client, echo))
 
 
-def test_dns_is_answered_and_tor_lives(client: TorClient, network: PrivateNetwork, tmp_path: Path) -> None:
-    async def run() -> None:
-        proxy = SocksProxy(client.socks_port)
-        assert await proxy.resolve("127.0.0.1") == "127.0.0.1"
-        plain: object
-        try:
-            plain = await proxy.resolve("name.example")
-        except SocksError as error:
-            plain = error.code
-        return plain  # type: ignore[return-value]  # compared with the other run only
+async def ask_dns_port(port: int, name: bytes) -> bytes:
+    """One A query to Tor's DNSPort; returns the answer's flags and everything behind the question."""
 
-    before = asyncio.run(run())
+    class Query(asyncio.DatagramProtocol):
+        def __init__(self) -> None:
+            self.answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+
+        def datagram_received(self, data: bytes, addr: object) -> None:
+            self.answer.set_result(data)
+
+    labels = b"".join(bytes([len(label)]) + label for label in name.split(b"."))
+    question = labels + b"\0\0\1\0\1"
+    header = b"\x12\x34\1\0\0\1\0\0\0\0\0\0"
+    transport, query = await asyncio.get_running_loop().create_datagram_endpoint(
+        Query, remote_addr=(LOOPBACK, port)
+    )
+    try:
+        transport.sendto(header + question)
+        async with asyncio.timeout(20):
+            answer = await query.answer
+    finally:
+        transport.close()
+    return answer[2:4] + answer[len(header) + len(question) :]
+
+
+async def ask_all_dns(client: TorClient) -> list[object]:
+    """What a user sees of every kind of DNS stream."""
+    proxy = SocksProxy(client.socks_port)
+    answers: list[object] = [await proxy.resolve("host.test"), await proxy.resolve_ptr("192.0.2.1")]
+    try:
+        answers.append(await proxy.resolve("nowhere.example"))
+    except SocksError as error:
+        answers.append(error.code)
+    answer = await ask_dns_port(client.dns_port, b"host.test")
+    answers.append(answer[-4:])
+    return answers
+
+
+def test_dns_is_answered_as_by_plain_tor(client: TorClient, tmp_path: Path) -> None:
+    before = asyncio.run(ask_all_dns(client))
+    assert before[0] == LOOPBACK
+    assert before[3] == bytes([127, 0, 0, 1])
     with make_agent(client, tmp_path) as agent, Witness(client) as witness:
-        agent.wait_balancing(2)
-        assert asyncio.run(run()) == before
-        assert "DNS_REQUEST" in witness.purposes.values()
-        assert witness.get_info("version").startswith("0.")
+        ids = set(circuit_ids(agent.wait_balancing(2)).values())
+        # Tor remembers answers for its automatic circuits; a new name is asked for again.
+        assert asyncio.run(ask_all_dns(client)) == before
+        dns = [stream for stream, purpose in witness.purposes.items() if purpose == "DNS_REQUEST"]
+        assert len(dns) == 4
+        assert all(set(witness.attached.get(stream, [])) <= ids for stream in dns)
+        assert client.is_running
         assert agent.status()["streams"]["waiting"] == 0
 
 
-def test_onion_and_directory_streams_are_left_to_tor(client: TorClient, tmp_path: Path) -> None:
-    onion = "2gzyxa5ihm7nsggfxnu52rck2vv4rvmdlkiu3zzui5du4xyclen53wid.onion"
+def test_onion_and_directory_streams_are_left_to_tor(
+    network: PrivateNetwork, client: TorClient, echo: EchoServer, tmp_path: Path
+) -> None:
+    keys = tmp_path / "onion"
+    keys.mkdir(mode=0o700)
+    host = network.add_client(
+        options=[f"HiddenServiceDir {keys}", f"HiddenServicePort 80 {LOOPBACK}:{echo.port}"]
+    )
 
-    async def run() -> int:
-        try:
-            await SocksProxy(client.socks_port, timeout_seconds=60).connect(onion, 80)
-        except SocksError as error:
-            return error.code
-        raise AssertionError("there is no such service")
+    async def run() -> None:
+        deadline = time.monotonic() + 90
+        while True:
+            try:
+                connection = await SocksProxy(client.socks_port, timeout_seconds=60).connect(onion, 80)
+                break
+            except LabError:
+                # Its descriptor is published some seconds after the service starts.
+                assert time.monotonic() < deadline
+                await asyncio.sleep(1)
+        await connection.echo(b"by rendezvous")
+        await connection.close()
 
-    before = asyncio.run(run())
-    with make_agent(client, tmp_path) as agent, Witness(client) as witness:
-        ids = set(circuit_ids(agent.wait_balancing(2)).values())
-        assert asyncio.run(run()) == before
-        directory = [stream for stream, purpose in witness.purposes.items() if purpose.startswith("DIR")]
-        assert directory
-        for stream in directory:
-            assert not ids & set(witness.attached.get(stream, []))
-        log = agent.log()
-        assert "only Tor can serve this address" in log
-        assert onion not in log
+    try:
+        onion = (keys / "hostname").read_text().strip()
+        with make_agent(client, tmp_path) as agent, Witness(client) as witness:
+            ids = set(circuit_ids(agent.wait_balancing(2)).values())
+            asyncio.run(run())
+            users = [stream for stream, purpose in witness.purposes.items() if purpose == "USER"]
+            assert users
+            directory = [stream for stream, purpose in witness.purposes.items() if purpose.startswith("DIR")]
+            assert directory
+            for stream in users + directory:
+                assert not ids & set(witness.attached.get(stream, []))
+            log = agent.log()
+            assert "only Tor can serve this address" in log
+            assert onion.removesuffix(".onion") not in log
+            assert client.is_running
+    finally:
+        host.stop()
 
 
 def test_release_alone_is_harmless(client: TorClient) -> None:
