@@ -385,9 +385,10 @@ class Circuits:
             self._under_way -= 1
         if circuit.slot.circuit is circuit:
             circuit.slot.circuit = None
+            if not self._is_kept(circuit.slot):
+                self._outgoing.pop(circuit.slot.slot.name, None)
         if was_built:
             self._tiers_changed(circuit.slot, -1)
-        self._outgoing = {name: state for name, state in self._outgoing.items() if state is not circuit.slot}
         self._offer(circuit)
 
     def _is_kept(self, state: SlotState) -> bool:
