@@ -103,7 +103,9 @@ class Agent:
     def log(self) -> str:
         return self.log_path.read_text()
 
-    def wait_until(self, is_so: Callable[[dict[str, Any]], bool], what: str, seconds: float = 20.0) -> dict[str, Any]:
+    def wait_until(
+        self, is_so: Callable[[dict[str, Any]], bool], what: str, seconds: float = 20.0
+    ) -> dict[str, Any]:
         """Wait for a status; the bound's message shows the log's end."""
         deadline = time.monotonic() + seconds
         last: object = "no status yet"
@@ -143,5 +145,7 @@ def run_command(*arguments: str, timeout: float = 20.0) -> subprocess.CompletedP
 def circuit_ids(status: Mapping[str, Any]) -> dict[str, str]:
     """Tor's id of each built circuit, by its name in the policy."""
     return {
-        circuit["name"]: circuit["circuit_id"] for circuit in status["circuits"] if circuit["state"] == "built"
+        circuit["name"]: circuit["circuit_id"]
+        for circuit in status["circuits"]
+        if circuit["state"] == "built"
     }

@@ -86,9 +86,7 @@ class Circuits:
     @property
     def is_usable(self) -> bool:
         """Whether at least one circuit that may serve is BUILT, full or not."""
-        return (
-            self.active_built > 0 or (self.backups_serve and self.backup_built > 0) or bool(self._outgoing)
-        )
+        return self.active_built > 0 or (self.backups_serve and self.backup_built > 0) or bool(self._outgoing)
 
     def choose(self, exclude: Collection[str]) -> Circuit | None:
         """The circuit for the next stream, or None when there is none below its limit."""
