@@ -412,6 +412,8 @@ class Pool:
             self._emit(Announce(Severity.INFO, "Tor re-read its configuration"))
 
     def _on_take_over_refused(self, event: TakeOverRefused, now: float) -> None:
+        if self._attachment is Attachment.STOPPING:
+            return
         self._take_over_at = now + TAKE_OVER_RETRY_SECONDS
         self._give_back(Attachment.RELEASED, f"Tor refused ({event.message})", now)
 
