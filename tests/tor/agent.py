@@ -81,9 +81,15 @@ class Agent:
     def signal(self, number: signal.Signals) -> None:
         self.process.send_signal(number)
 
-    def kill(self) -> None:
+    def kill(self, *, with_guard: bool = False) -> None:
+        """SIGKILL; ``with_guard`` kills its helper first, as the end of a whole control group does."""
+        if with_guard:
+            self.kill_guard()
         self.process.kill()
         self.process.wait(STOP_SECONDS)
+
+    def kill_guard(self) -> None:
+        os.kill(self.status()["guard_pid"], signal.SIGKILL)
 
     def stop(self) -> int:
         """SIGTERM, and the exit code; it must end within the 5 s that are promised."""

@@ -90,7 +90,7 @@ def test_kill_under_load_then_release_strands_nobody(
         load = Load([SocksProxy(client.socks_port)], (LOOPBACK, echo.port), streams_per_second=100)
         running = asyncio.create_task(load.run(6))
         await asyncio.sleep(2)
-        await asyncio.to_thread(agent.kill)
+        await asyncio.to_thread(agent.kill, with_guard=True)
         await asyncio.sleep(1)
         assert len(witness.waiting()) > 20
         released = await asyncio.to_thread(agent.release)
@@ -114,7 +114,7 @@ def test_a_new_agent_takes_what_a_killed_one_left_waiting(
         load = Load([SocksProxy(client.socks_port)], (LOOPBACK, echo.port), streams_per_second=50)
         running = asyncio.create_task(load.run(5))
         await asyncio.sleep(1)
-        await asyncio.to_thread(agent.kill)
+        await asyncio.to_thread(agent.kill, with_guard=True)
         await asyncio.sleep(1)
         agent.start()
         assert lost(await running) == []
