@@ -52,6 +52,7 @@ class LinkEvents:
         reserved: With what Tor maps from now on.
         pulse: The loop has turned and, when connected, Tor has answered.
         news: Something changed that the status shows.
+        is_in_charge: Asked whether new streams wait for us.
     """
 
     connected: Callable[[Connected], None]
@@ -61,6 +62,7 @@ class LinkEvents:
     reserved: Callable[[Reserved], None]
     pulse: Callable[[], None]
     news: Callable[[], None]
+    is_in_charge: Callable[[], bool]
 
 
 class Link:
@@ -100,7 +102,6 @@ class Link:
         self._ended = asyncio.Event()
         self._is_synchronised = False
         self._guard = Guard()
-        self._is_guard_told = False
         self.session: Session | None = None
         self.tor_version = ""
         self.disconnected_reason = "connecting"
@@ -147,24 +148,22 @@ class Link:
             self._events.news()
             await asyncio.sleep(self._ping_seconds)
 
-    async def keep_beat(self, is_in_charge: Callable[[], bool]) -> None:
-        """Tell the guard that the loop turns; never returns.
-
-        Args:
-            is_in_charge: Tells whether streams wait for us.
-        """
+    async def keep_beat(self) -> None:
+        """Tell the guard that the loop turns; never returns."""
         while True:
             if self._loop.time() - self._turned_at > BEAT_SECONDS + SILENCE_SECONDS:
                 self._end_standstill()
             self._turned_at = self._loop.time()
             if self._guard.is_missing:
-                self._start_guard()
-            elif not self._is_guard_told and self._is_synchronised:
-                self._tell_guard()
-            self._guard.beat(is_in_charge=is_in_charge())
-            if self._guard.pid is None:
-                self._is_guard_told = False
+                self.start_guard()
+                if self._is_synchronised:
+                    self._tell_guard()
+            self.beat()
             await asyncio.sleep(BEAT_SECONDS)
+
+    def beat(self) -> None:
+        """Tell the guard who is in charge, now: before the takeover is sent, and after it is undone."""
+        self._guard.beat(is_in_charge=self._events.is_in_charge())
 
     def close(self) -> None:
         """End the guard, after everything was given back."""
@@ -184,7 +183,7 @@ class Link:
             values = reply.values()
             self.tor_version = values.get("version", "")
             self._is_synchronised = True
-            self._is_guard_told = False
+            self._tell_guard()
             self._ping_sent_at = None
             self.disconnected_reason = ""
             _log.info("connected to Tor %s at %s", self.tor_version, self._tor.control)
@@ -255,7 +254,8 @@ class Link:
 
     # --- the guard -----------------------------------------------------------------------------------------
 
-    def _start_guard(self) -> None:
+    def start_guard(self) -> None:
+        """Start the guard; before anything can be taken over, there has to be one."""
         try:
             self._guard.start()
         except OSError as error:
@@ -263,7 +263,6 @@ class Link:
 
     def _tell_guard(self) -> None:
         """Hand the guard a connection of its own."""
-        self._is_guard_told = True
         try:
             self._guard.hand_over(open_control(self._tor))
         except ControlError as error:

@@ -101,6 +101,7 @@ class Service:
                 reserved=self._handle,
                 pulse=self._notifier.watchdog,
                 news=self._tell_status,
+                is_in_charge=lambda: self._pool.is_in_charge,
             ),
             uniform=self._random.random,
             watchdog_seconds=watchdog_seconds(),
@@ -131,11 +132,12 @@ class Service:
             self._loop.add_signal_handler(number, self._stop.set)
         self._loop.add_signal_handler(signal.SIGHUP, self._reload)
         await self._admin.start()
+        self._link.start_guard()
         connecting = self._loop.create_task(self._link.stay_connected())
         tasks = (
             connecting,
             self._loop.create_task(self._link.keep_pulse()),
-            self._loop.create_task(self._link.keep_beat(lambda: self._pool.is_in_charge)),
+            self._loop.create_task(self._link.keep_beat()),
         )
         for task in tasks:
             task.add_done_callback(self._on_task_done)
@@ -206,6 +208,7 @@ class Service:
             if not reply.is_ok:
                 self._handle(TakeOverRefused(reply.text))
 
+        self._link.beat()
         self._send(wire.command("SETCONF", f"{LEAVE_UNATTACHED}=1"), check)
 
     def _give_back(self, _action: GiveBack) -> None:

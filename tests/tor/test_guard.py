@@ -80,3 +80,17 @@ def test_a_stop_ends_the_guard(client: TorClient, tmp_path: Path) -> None:
         guard_pid = agent.wait_balancing(2)["guard_pid"]
         assert agent.stop() == 0
         assert not is_alive(guard_pid)
+
+
+def test_a_kill_at_the_moment_of_takeover_leaves_nobody_waiting(
+    client: TorClient, echo: EchoServer, tmp_path: Path
+) -> None:
+    """No instant between SETCONF and the guard's being armed: it is armed first."""
+    with Witness(client) as witness:
+        for number in range(5):
+            with make_agent(client, tmp_path / str(number)) as agent:
+                witness.wait_until(lambda: witness.option() == "1", "the takeover")
+                agent.process.kill()
+                asyncio.run(load_around(client, echo, 1.5, lambda: None))
+            witness.wait_until(lambda: witness.option() == "0", "the guard gives back")
+            assert witness.waiting() == []
