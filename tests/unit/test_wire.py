@@ -321,3 +321,21 @@ def test_reserved_addresses_are_read_from_getconf() -> None:
     assert wire.parse_reserved(reply) == Reserved(
         ("127.192.0.0/10", "FE80::/10"), frozenset({".example.com", "10.0.0.1"})
     )
+
+
+def test_a_stream_event_of_several_lines_is_read_by_its_first() -> None:
+    assert read("650-STREAM 3 SUCCEEDED 7 a:80\r\n650 OK\r\n") == [
+        StreamEvent(StreamId("3"), StreamStatus.SUCCEEDED, CircuitId("7"))
+    ]
+
+
+def test_an_event_of_a_kind_nobody_reads_is_dropped() -> None:
+    assert read("650 NOTICE hello\r\n650+NEWCONSENSUS\r\nr x\r\n.\r\n650 OK\r\n") == []
+
+
+def test_events_and_replies_tell_nothing_of_a_user_when_shown() -> None:
+    (stream,) = read('650 STREAM 3 NEW 0 secret.example:80 SOCKS_USERNAME="al"\r\n')
+    (circuit,) = read('650 CIRC 7 CLOSED REASON=FINISHED SOCKS_USERNAME="al"\r\n')
+
+    assert repr(stream) == "<stream 3 NEW circuit 0>"
+    assert repr(circuit) == "<circuit 7 CLOSED>"
