@@ -42,7 +42,7 @@ def test_a_faulty_reload_changes_nothing_and_says_so(
         fake.wait_for("ATTACHSTREAM 5 30")
 
     assert serve(policy_path, script) == 0
-    assert "reload refused: the policy has 1 faults, the old one stays" in log.text
+    assert "reload refused: the policy has 1 fault, the old one stays" in log.text
     assert "internal fault" not in log.text
 
 
