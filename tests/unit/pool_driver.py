@@ -28,7 +28,16 @@ from circuitloom.model import (
     TakeOver,
     TakeOverRefused,
 )
-from circuitloom.policy.types import Algorithm, Balance, Failover, Policy, Rebuild, Slot, WhenNone
+from circuitloom.policy.types import (
+    Algorithm,
+    Balance,
+    Failover,
+    Isolation,
+    Policy,
+    Rebuild,
+    Slot,
+    WhenNone,
+)
 from circuitloom.pool import CircuitSnapshot, Pool, PoolSnapshot
 from circuitloom.wire import ControlCodec, Reply
 
@@ -48,7 +57,7 @@ def policy_of(
     """A policy; a slot with nothing but a name may be given as that."""
     return Policy(
         tuple(Slot(slot) if isinstance(slot, str) else slot for slot in slots),
-        balance=Balance(algorithm),
+        balance=Balance(algorithm, isolation=Isolation.NONE),
         failover=Failover(when_none, min_active, rebuild or Rebuild()),
     )
 

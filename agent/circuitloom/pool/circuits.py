@@ -216,6 +216,9 @@ class Circuits:
     def lose(self, circuit: Circuit, reason: str, *, now: float) -> None:
         """The circuit is gone, or of no more use; its slot builds another."""
         state = circuit.slot
+        if circuit.state is CircuitState.CLOSED:
+            # Told already: each stream on its way there is refused one by one.
+            return
         if circuit.state is CircuitState.LAUNCHED:
             self._builder.fail(circuit, reason, now)
         elif circuit is state.circuit and self._is_kept(state):

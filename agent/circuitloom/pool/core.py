@@ -224,6 +224,7 @@ class Pool:
 
     def _evaluate(self, now: float) -> None:
         """Take over, give back, or serve those that waited, as the circuits now are."""
+        self._builder.fill(now)
         if self._attachment is Attachment.RELEASED:
             if self._keys.is_ready and self._take_over_at is None:
                 self._enter(Attachment.BALANCING, now)
@@ -270,6 +271,8 @@ class Pool:
             self._keys.handle_new_identity()
 
     def _on_take_over_refused(self, event: TakeOverRefused, now: float) -> None:
+        if self._attachment is Attachment.STOPPING:
+            return
         self._take_over_at = now + TAKE_OVER_RETRY_SECONDS
         self._give_back(Attachment.RELEASED, f"Tor refused ({event.message})", now)
 
@@ -297,6 +300,7 @@ class Pool:
             self._attacher.adopt(line)
         self._keys.recounted(now=now)
         self._enter(Attachment.RELEASED, now)
+        self._builder.fill(now)
         if self._keys.is_ready:
             return
         # Somebody before us may have left streams waiting, whatever the option says now (tor-facts 4), and
