@@ -40,8 +40,8 @@ class ColdStart(StrEnum):
 class WhenExceeded(StrEnum):
     """What a stream does whose key would need more circuits than are allowed."""
 
-    QUEUE = "queue"
     TOR = "tor"
+    QUEUE = "queue"
     REJECT = "reject"
 
 
