@@ -38,6 +38,7 @@ from circuitloom.policy.types import (
     Rebuild,
     Retry,
     Slot,
+    WhenExceeded,
     WhenNone,
 )
 from circuitloom.pool import CircuitSnapshot, Pool, PoolSnapshot
@@ -257,6 +258,27 @@ def detached(stream_id: int, circuit_id: int, reason: str = "END REMOTE_REASON=M
 def closed(stream_id: int) -> str:
     """The stream's regular end."""
     return f"STREAM {stream_id} CLOSED 30 example.com:80 REASON=DONE"
+
+
+def bounded(when_exceeded: WhenExceeded = WhenExceeded.TOR, idle_seconds: float = 600.0) -> Driver:
+    """One circuit is all that is allowed; it is alice's, and stream 1 is on it."""
+    keys = Keys(max_circuits=1, idle_seconds=idle_seconds, when_exceeded=when_exceeded)
+    driver = balancing(isolating("only", keys=keys))
+    assert driver.tell(*opened(1, user="alice")) == ["ATTACHSTREAM 1 30; only"]
+    return driver
+
+
+def keys_of(driver: Driver) -> list[tuple[int, str, str | None, str]]:
+    """Key, name, id and state of each circuit."""
+    return [(c.key, c.name, c.circuit_id, c.state) for c in driver.snapshot().circuits]
+
+
+def two_keys(idle_seconds: float = 60.0) -> Driver:
+    """Alice has circuit 30, bob has 31, each a stream."""
+    driver = balancing(isolating("only", keys=Keys(idle_seconds=idle_seconds)))
+    driver.tell(*opened(1, user="alice"), *opened(2, user="bob"))
+    driver.build(31)
+    return driver
 
 
 def conf_changed(value: str | None) -> str:

@@ -2,30 +2,36 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
+from circuitloom.policy.types import Slot, WhenNone
 from circuitloom.pool.isolation import IsolationKey
-from circuitloom.policy.types import Isolation, Slot, WhenNone
-from unit.pool_driver import GIVE_BACK, TAKE_OVER, Driver, balancing, closed, isolating, opened, policy_of, sent
+from unit.pool_driver import (
+    GIVE_BACK,
+    TAKE_OVER,
+    Driver,
+    balancing,
+    closed,
+    detached,
+    isolating,
+    opened,
+    policy_of,
+    sent,
+)
 
 ONE = isolating("only")
 TWO = isolating("one", "two")
 
 
-def shares(first: dict[str, str | None], second: dict[str, str | None], fields: str) -> bool:
+def shares(first: dict[str, Any], second: dict[str, Any], fields: str) -> bool:
     """Whether a stream like ``second`` is attached to the circuit that one like ``first`` has used."""
     driver = balancing(ONE)
-    words: list[list[str]] = []
-    for stream_id, told in enumerate((first, second), start=1):
-        target = told.pop("target", None) or "example.com:80"
-        protocol = told.pop("protocol", None) or "SOCKS5"
-        epoch = int(told.pop("epoch", None) or 0)
-        words.append(
-            driver.tell(*opened(stream_id, target, fields=fields, protocol=protocol, epoch=epoch, **told))
-        )
-    assert words[0] == ["ATTACHSTREAM 1 30; only"]
-    assert words[1] in (["ATTACHSTREAM 2 30; only"], ["EXTENDCIRCUIT 0; only"])
-    return words[1] == ["ATTACHSTREAM 2 30; only"]
+    assert driver.tell(*opened(1, fields=fields, **first)) == ["ATTACHSTREAM 1 30; only"]
+    commands = driver.tell(*opened(2, fields=fields, **second))
+    assert commands in (["ATTACHSTREAM 2 30; only"], ["EXTENDCIRCUIT 0; only"])
+    return commands == ["ATTACHSTREAM 2 30; only"]
 
 
 # --- which streams may share a circuit ---------------------------------------------------------------------
@@ -43,7 +49,7 @@ def shares(first: dict[str, str | None], second: dict[str, str | None], fields: 
         ("CLIENTADDR", {"source": "::1:4711"}, {"source": "::2:4711"}),
         ("CLIENTADDR", {"source": "[2001:db8::1]:9"}, {"source": "[2001:db8::2]:9"}),
         ("CLIENTADDR", {"source": None}, {"source": "127.0.0.1:4711"}),
-        ("NYM_EPOCH", {"epoch": "0"}, {"epoch": "1"}),
+        ("NYM_EPOCH", {"epoch": 0}, {"epoch": 1}),
         ("CLIENT_PROTOCOL", {"protocol": "SOCKS5"}, {"protocol": "TRANS"}),
         ("DESTADDR", {"target": "example.com:80"}, {"target": "example.net:80"}),
         ("DESTADDR", {"target": "[2001:db8::1]:80"}, {"target": "[2001:db8::2]:80"}),
@@ -51,10 +57,10 @@ def shares(first: dict[str, str | None], second: dict[str, str | None], fields: 
     ],
 )
 def test_streams_that_differ_in_a_field_do_not_share(
-    fields: str, first: dict[str, str | None], second: dict[str, str | None]
+    fields: str, first: dict[str, Any], second: dict[str, Any]
 ) -> None:
-    assert not shares(dict(first), dict(second), fields)
-    assert not shares(dict(second), dict(first), fields)
+    assert not shares(first, second, fields)
+    assert not shares(second, first, fields)
 
 
 @pytest.mark.parametrize(
@@ -66,15 +72,15 @@ def test_streams_that_differ_in_a_field_do_not_share(
         ("CLIENTADDR", {"source": "::1:4711"}, {"source": "::1:4712"}),
         ("CLIENTADDR", {"source": "[2001:db8::1]:1"}, {"source": "[2001:db8::1]:2"}),
         ("CLIENTADDR", {"source": None}, {"source": None}),
-        ("SESSION_GROUP", {"user": "alice", "epoch": "0"}, {"user": "bob", "epoch": "1"}),
+        ("SESSION_GROUP", {"user": "alice", "epoch": 0}, {"user": "bob", "epoch": 1}),
         ("DESTADDR", {"target": "Example.COM:80"}, {"target": "example.com:443"}),
         ("DESTPORT", {"target": "example.com:80"}, {"target": "[2001:db8::1]:80"}),
     ],
 )
 def test_streams_that_differ_elsewhere_only_do_share(
-    fields: str, first: dict[str, str | None], second: dict[str, str | None]
+    fields: str, first: dict[str, Any], second: dict[str, Any]
 ) -> None:
-    assert shares(dict(first), dict(second), fields)
+    assert shares(first, second, fields)
 
 
 def test_streams_with_different_fields_do_not_share_whatever_the_values() -> None:
@@ -115,6 +121,13 @@ def test_a_stream_whose_announcement_was_missed_is_tor_s() -> None:
     ]
 
 
+def test_a_stream_announced_again_keeps_its_key() -> None:
+    driver = balancing(TWO)
+    driver.tell(*opened(1, user="alice"), opened(1, user="bob")[0])
+
+    assert driver.tell(*detached(1, 30)) == ["ATTACHSTREAM 1 31; two"]
+
+
 def test_a_key_shows_its_fields_and_no_values() -> None:
     key = IsolationKey(("CLIENTADDR", "SOCKS_USERNAME"), ("127.0.0.1", "alice"))
 
@@ -129,20 +142,20 @@ def released(stream_id: int, user: str) -> str:
     return opened(stream_id, user=user)[0]
 
 
-def before_taking_over(policy_user: str) -> Driver:
+def used_before_taking_over(user: str) -> Driver:
     """Circuit 30 is BUILT, Tor puts a stream of this user on it, and then 31 is BUILT."""
     driver = Driver(isolating("one", "two", min_active=2))
     driver.connect()
     driver.reply_to_build("250 EXTENDED 30")
     driver.reply_to_build("250 EXTENDED 31")
-    driver.tell("CIRC 30 BUILT", released(1, policy_user), sent(1, 30))
+    driver.tell("CIRC 30 BUILT", released(1, user), sent(1, 30))
     assert driver.tell("CIRC 31 BUILT") == [TAKE_OVER]
     driver.now += 60
     return driver
 
 
 def test_a_circuit_that_tor_used_for_another_key_is_replaced_when_the_first_key_claims_it() -> None:
-    driver = before_taking_over("bob")
+    driver = used_before_taking_over("bob")
 
     assert driver.tell(*opened(2, user="alice"), *opened(3, user="alice")) == [
         "ATTACHSTREAM 2 31; two",
@@ -158,7 +171,7 @@ def test_a_circuit_that_tor_used_for_another_key_is_replaced_when_the_first_key_
 
 
 def test_a_circuit_that_tor_used_for_the_key_itself_is_kept() -> None:
-    driver = before_taking_over("alice")
+    driver = used_before_taking_over("alice")
 
     assert driver.tell(*opened(2, user="alice"), *opened(3, user="alice")) == [
         "ATTACHSTREAM 2 30; one",
@@ -167,7 +180,7 @@ def test_a_circuit_that_tor_used_for_the_key_itself_is_kept() -> None:
 
 
 def test_a_circuit_that_another_key_has_left_is_replaced_all_the_same() -> None:
-    driver = before_taking_over("bob")
+    driver = used_before_taking_over("bob")
     driver.tell(closed(1))
 
     assert driver.tell(*opened(2, user="alice")) == [
@@ -202,7 +215,7 @@ def test_a_circuit_that_tor_gives_to_another_while_we_attach_to_it_is_replaced()
 
 
 def test_an_unclaimed_circuit_that_two_keys_have_used_is_nobody_s() -> None:
-    driver = before_taking_over("alice")
+    driver = used_before_taking_over("alice")
     driver.tell(released(2, "bob"), sent(2, 30))
 
     assert driver.tell(*opened(3, user="alice")) == ["ATTACHSTREAM 3 31; two", "EXTENDCIRCUIT 0; one"]
@@ -262,6 +275,18 @@ def test_a_circuit_of_the_old_policy_that_another_key_uses_serves_no_longer() ->
     assert driver.build(32) == []
     assert driver.tell(*opened(4, user="alice")) == ["ATTACHSTREAM 4 32; new"]
     assert driver.tell(closed(2)) == ["CLOSECIRCUIT 31 IfUnused"]
+
+
+def test_a_circuit_whose_successor_serves_is_expelled_no_more() -> None:
+    driver = balancing(ONE)
+    driver.tell(*opened(1, user="alice"), sent(1, 30), released(2, "bob"))
+    driver.reload(isolating(Slot("only", path=("A" * 40,))))
+    driver.build(31)
+
+    assert driver.tell(sent(2, 30)) == []
+    assert [circuit.state for circuit in driver.snapshot().circuits] == ["built", "draining"]
+    assert driver.tell(closed(1)) == []
+    assert driver.tell(closed(2)) == ["CLOSECIRCUIT 30 IfUnused"]
 
 
 def test_a_circuit_that_drains_already_is_expelled_no_more() -> None:
@@ -335,7 +360,10 @@ def test_a_stream_announced_before_isolation_was_turned_off_shares_as_all_do() -
     driver.reload(policy_of("only", when_none=WhenNone.HOLD))
     driver.build(31)
 
-    assert driver.tell(waits, *opened(2, user="bob")) == ["ATTACHSTREAM 1 31; only", "ATTACHSTREAM 2 31; only"]
+    assert driver.tell(waits, *opened(2, user="bob")) == [
+        "ATTACHSTREAM 1 31; only",
+        "ATTACHSTREAM 2 31; only",
+    ]
 
 
 def test_a_stream_announced_before_isolation_was_turned_on_is_tor_s() -> None:
@@ -352,7 +380,7 @@ def test_a_stream_announced_before_isolation_was_turned_on_is_tor_s() -> None:
 
 
 def test_a_stream_detached_after_isolation_was_changed_is_tor_s() -> None:
-    driver = balancing(isolating(Slot("one"), "two", when_none=WhenNone.HOLD))
+    driver = balancing(isolating("one", "two", when_none=WhenNone.HOLD))
     driver.tell(*opened(1, user="alice"), sent(1, 30))
     driver.reload(policy_of("one", "two", when_none=WhenNone.HOLD))
     driver.build(32, 33)
@@ -360,7 +388,3 @@ def test_a_stream_detached_after_isolation_was_changed_is_tor_s() -> None:
     assert driver.tell(
         "STREAM 1 DETACHED 30 example.com:80 REASON=TIMEOUT", "STREAM 1 CONTROLLER_WAIT 30 example.com:80"
     ) == ["CLOSECIRCUIT 30 IfUnused", "ATTACHSTREAM 1 0; the circuits of its key end"]
-
-
-def test_isolation_is_what_the_policy_says() -> None:
-    assert ONE.balance.isolation is Isolation.TOR

@@ -218,6 +218,18 @@ class PoolMachine(RuleBasedStateMachine):
                 if stream_id in self.tor.streams:
                     self.tor.answer(stream_id, outcome)
 
+    @precondition(lambda self: self.is_connected)
+    @rule(user=st.sampled_from(["alice", "bob"]))
+    def serve_while_tor_chooses(self, user: str) -> None:
+        """Tor puts streams of its own on circuits, and we hear of it after we have attached to them."""
+        self.drain()
+        self.tor.open_stream(user=user)
+        for stream in list(self.tor.streams.values()):
+            self.tor.choose_for(stream.stream_id)
+        self.drain()
+        self.tor.open_stream(user=user)
+        self.drain()
+
     def teardown(self) -> None:
         """Whatever went before, a stop gives everything back."""
         if not hasattr(self, "pool"):

@@ -103,6 +103,15 @@ class Attacher:
 
     # --- what the pool calls -------------------------------------------------------------------------------
 
+    def replace_policy(self, policy: Policy) -> None:
+        """Go on with another policy; a key read under another isolation says nothing any more."""
+        is_same = policy.balance.isolation is self.policy.balance.isolation
+        self.policy = policy
+        if not is_same:
+            for stream in self.streams.values():
+                if stream.owner is None:
+                    stream.key = self._shared_key()
+
     def reserve(self, reserved: Reserved | None) -> None:
         """Tor maps these addresses from now on."""
         self._tors_own = TorsOwn(reserved)
@@ -306,7 +315,7 @@ class Attacher:
                 case WhenNone.HOLD:
                     stream.wait_until = None
                     self._hold(stream)
-                case WhenNone.REJECT:
+                case _:
                     self._close(stream, "no circuit is usable")
 
     def _exceed(self, stream: Stream) -> None:
@@ -315,7 +324,7 @@ class Attacher:
                 self._release(stream, "no room for circuits of its key")
             case WhenExceeded.QUEUE:
                 self._wait(stream)
-            case WhenExceeded.REJECT:
+            case _:
                 self._close(stream, "no room for circuits of its key")
 
     def _may_retry(self, stream: Stream) -> bool:

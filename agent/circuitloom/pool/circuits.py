@@ -19,7 +19,7 @@ from circuitloom.balancing import CHOOSERS, Chooser
 from circuitloom.model import Action, Announce, CircuitEvent, CircuitId, CircuitStatus, Severity
 from circuitloom.policy.types import Policy, Role, Slot
 from circuitloom.pool.builder import Builder
-from circuitloom.pool.isolation import IsolationKey
+from circuitloom.pool.isolation import UNKNOWN_KEY, IsolationKey
 from circuitloom.pool.slots import Circuit, CircuitState, SlotState
 
 CONDEMNED_REST_SECONDS = 10.0
@@ -135,6 +135,9 @@ class Circuits:
         """A stream of this key is on the circuit: no stream of another key may follow, ever."""
         if circuit.key is None:
             circuit.key = key
+        elif key not in {circuit.key, UNKNOWN_KEY}:
+            # Tor, or another controller, put it there before our own was: two keys share the circuit now.
+            circuit.key = UNKNOWN_KEY
         if self.key is not None:
             self._expel(circuit)
 
@@ -339,7 +342,7 @@ class Circuits:
         was_serving = circuit.slot.circuit is circuit
         circuit.state = CircuitState.DRAINING
         if was_serving:
-            circuit.slot.circuit = None
+            self._vacate(circuit.slot)
         self._tiers_changed(circuit.slot, -1)
         self._offer(circuit)
         if circuit.streams == 0:
@@ -350,12 +353,16 @@ class Circuits:
         was_built = circuit.state is CircuitState.BUILT
         self._builder.forget(circuit)
         if circuit.slot.circuit is circuit:
-            circuit.slot.circuit = None
-            if not self._is_kept(circuit.slot):
-                self._outgoing.pop(circuit.slot.slot.name, None)
+            self._vacate(circuit.slot)
         if was_built:
             self._tiers_changed(circuit.slot, -1)
         self._offer(circuit)
+
+    def _vacate(self, state: SlotState) -> None:
+        """The slot's circuit serves no longer."""
+        state.circuit = None
+        if not self._is_kept(state):
+            self._outgoing.pop(state.slot.name, None)
 
     def _is_kept(self, state: SlotState) -> bool:
         """Whether the policy of now names the slot."""

@@ -110,8 +110,11 @@ class Pool:
         self._attacher.now = now
         if isinstance(event, StreamEvent):
             self._on_stream[event.status](event)
-            # A stream may have begun a key, or ended one: then there is something to build.
-            if self._builder.is_anything_wanted:
+            # A stream may have ended a key, whose room others wait for, or begun one: then there is something
+            # to build.
+            if self._keys.has_made_room:
+                self._evaluate(now)
+            elif self._builder.is_anything_wanted:
                 self._builder.fill(now)
         else:
             self._dispatch[type(event)](event, now)
@@ -138,7 +141,7 @@ class Pool:
         actions: list[Action] = []
         self._actions = actions
         self._policy = policy
-        self._attacher.policy = policy
+        self._attacher.replace_policy(policy)
         self._attacher.now = now
         self._keys.replace_policy(policy)
         self._evaluate(now)
@@ -224,6 +227,7 @@ class Pool:
 
     def _evaluate(self, now: float) -> None:
         """Take over, give back, or serve those that waited, as the circuits now are."""
+        self._keys.has_made_room = False
         self._builder.fill(now)
         if self._attachment is Attachment.RELEASED:
             if self._keys.is_ready and self._take_over_at is None:

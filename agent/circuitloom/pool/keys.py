@@ -29,6 +29,9 @@ class Keys:
         policy: What to keep.
         builder: Asks Tor for circuits.
         emit: Takes each action, in order.
+
+    Attributes:
+        has_made_room: Whether a key has ended since this was last set to False.
     """
 
     def __init__(self, policy: Policy, *, builder: Builder, emit: Callable[[Action], None]) -> None:
@@ -39,6 +42,7 @@ class Keys:
         self._unclaimed: Circuits | None = None
         self._retired: list[Circuits] = []
         self._numbers = 0
+        self.has_made_room = False
         self._deadlines: list[tuple[float, int, Circuits]] = []
         self._replenish()
 
@@ -92,7 +96,8 @@ class Keys:
     def remove_stream(self, circuits: Circuits, *, now: float) -> None:
         """One stream less has this key; after the last one its circuits are kept for a while."""
         circuits.streams -= 1
-        if circuits.streams == 0 and self._policy.balance.isolation is Isolation.TOR:
+        is_idle = circuits.streams == 0 and not circuits.is_retired
+        if is_idle and self._policy.balance.isolation is Isolation.TOR:
             if circuits.is_expiring:
                 self._retire(circuits)
             else:
@@ -202,6 +207,7 @@ class Keys:
             self._unclaimed = None
         circuits.retire()
         self._retired.append(circuits)
+        self.has_made_room = True
         if circuits.key is not None and circuits.key != ONE_FOR_ALL:
             self._emit(Announce(Severity.INFO, f"key {circuits.number} is no longer used, its circuits end"))
         self._replenish()
