@@ -172,7 +172,9 @@ class SimulatedTor:
                 for circuit in self.circuits.values()
                 if circuit.is_built and circuit.users <= {stream.user}
             ]
-            is_ours = built and not stream.target.rpartition(":")[0].endswith(".onion")
+            # Its directory and onion streams are internal, and match no circuit of ours (tor-facts 5).
+            is_internal = stream.purpose.startswith("DIR") or ".onion:" in stream.target
+            is_ours = built and not is_internal
             self._put_on(stream, built[0].circuit_id if is_ours else CircuitId("9999"))
 
     def answer(self, stream_id: StreamId, outcome: str) -> None:

@@ -56,6 +56,15 @@ def test_an_old_identity_without_streams_ends_at_once_and_its_successor_is_built
     assert driver.build(32) == [TAKE_OVER]
 
 
+def test_an_old_identity_that_was_idle_ends_once() -> None:
+    driver = two_keys()
+    driver.tell(closed(2))
+    assert driver.tell("SIGNAL NEWNYM") == ["CLOSECIRCUIT 31 IfUnused", "EXTENDCIRCUIT 0; only"]
+
+    assert driver.wait(60) == []
+    assert driver.said == []
+
+
 def test_a_stream_of_the_old_identity_is_tried_on_its_own_circuits_again() -> None:
     driver = balancing(TWO)
     driver.tell(*opened(1, user="alice"), "SIGNAL NEWNYM")
