@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from circuitloom.policy.types import Retry, Slot, WhenExhausted
+from circuitloom.policy.types import Retry, Slot, WhenExhausted, WhenNone
 from unit.pool_driver import Driver, balancing, built, closed, detached, isolating, opened, policy_of, sent
 
 FOUR = ("a", "b", "c", "d")
@@ -208,3 +208,15 @@ def test_tor_s_word_that_circuits_can_be_built_ends_a_condemned_circuit_s_rest()
     driver.tell(*opened(1), *detached(1, 30))
 
     assert driver.tell("STATUS_CLIENT NOTICE CIRCUIT_ESTABLISHED") == ["EXTENDCIRCUIT 0; one"]
+
+
+def test_a_stream_that_is_held_after_it_was_attached_does_not_end_with_its_first_wait() -> None:
+    driver = balancing(isolating("only", when_none=WhenNone.HOLD))
+    driver.tell(*opened(1, user="alice"), *opened(2, user="bob"))
+    driver.build(31)
+    driver.now += 2
+    is_sent, is_detached, waits = detached(2, 31, "TIMEOUT")
+
+    assert driver.tell(is_sent, is_detached, "CIRC 31 CLOSED", waits) == ["EXTENDCIRCUIT 0; only"]
+    assert driver.wait(3) == []
+    assert driver.build(32) == ["ATTACHSTREAM 2 32; only"]
