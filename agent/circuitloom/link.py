@@ -5,6 +5,7 @@ Rules of this file:
 * A lost connection is tried again for ever; the same reason is logged once.
 * Each connection begins with one pipelined exchange: subscribe, then ask what there is. Events count from
   that answer on; earlier ones are older than it.
+* Nothing is asked of a Tor that another agent serves: this one waits until that one ends.
 * Tor has to answer a question every few seconds, and the loop has to turn: a connection on which either
   failed is of unknown age and is made anew.
 """
@@ -18,8 +19,9 @@ from dataclasses import dataclass
 
 from circuitloom import wire
 from circuitloom.authentication import open_control
-from circuitloom.errors import ControlError, ControlUnreachable
+from circuitloom.errors import ControlError, ControlRefused, ControlUnreachable
 from circuitloom.guard import BEAT_SECONDS, SILENCE_SECONDS, Guard
+from circuitloom.lock import TorLock
 from circuitloom.model import LEAVE_UNATTACHED, Connected, Reserved
 from circuitloom.policy.types import TorControl
 from circuitloom.session import Session, connect
@@ -103,6 +105,7 @@ class Link:
         self._ended = asyncio.Event()
         self._is_synchronised = False
         self._guard = Guard()
+        self._lock = TorLock()
         self.session: Session | None = None
         self.tor_version = ""
         self.disconnected_reason = "connecting"
@@ -168,21 +171,29 @@ class Link:
         self._guard.beat(is_in_charge=self._events.is_in_charge())
 
     def close(self) -> None:
-        """End the guard, after everything was given back."""
+        """End the guard and leave Tor to another agent, after everything was given back."""
         self._guard.close()
+        self._lock.release()
 
     # --- the connection ------------------------------------------------------------------------------------
 
     def _synchronise(self, session: Session) -> None:
         options: list[Reply] = []
+        cookie: list[str] = []
         # The exchange counts as a ping: it has to be answered as soon.
         self._ping_sent_at = self._loop.time()
+        session.send(
+            wire.command("PROTOCOLINFO", "1"), lambda reply: cookie.extend(wire.parse_cookie_path(reply))
+        )
         session.send(wire.command("SETEVENTS", *EVENTS), self._require)
         session.send(wire.command("GETCONF", LEAVE_UNATTACHED, *RESERVED_OPTIONS), options.append)
 
         def take(reply: Reply) -> None:
             self._require(reply)
             if not (reply.is_ok and options):
+                return
+            if not self._lock.acquire(cookie[0] if cookie else None):
+                session.close(ControlRefused("another circuitloom serves this Tor; it has to end first"))
                 return
             values = reply.values()
             self.tor_version = values.get("version", "")

@@ -264,6 +264,17 @@ def parse_reserved(reply: Reply) -> Reserved:
     return Reserved(tuple(prefixes), frozenset(hosts))
 
 
+def parse_cookie_path(reply: Reply) -> list[str]:
+    """The file with Tor's cookie, from the answer to PROTOCOLINFO; empty without one."""
+    return [
+        unquote(value)
+        for line in reply.lines
+        if line.startswith("AUTH ")
+        for key, value in _KEYWORD.findall(line)
+        if key == "COOKIEFILE"
+    ]
+
+
 def unquote(text: str) -> str:
     """Undo the quoting of a QuotedString (control-spec 2.1.1); other text is returned as it is."""
     if len(text) < 2 or text[0] != '"' or text[-1] != '"':

@@ -351,3 +351,29 @@ def test_commands_without_tor_or_agent_say_what_to_do(command: list[str], tmp_pa
     assert done.returncode == 69
     assert done.stderr.count("\n") == 1
     assert "Traceback" not in done.stderr
+
+
+def test_a_second_agent_waits_until_the_first_one_ends(
+    client: TorClient, echo: EchoServer, tmp_path: Path
+) -> None:
+    async def run() -> None:
+        load = Load([SocksProxy(client.socks_port)], (LOOPBACK, echo.port), streams_per_second=50)
+        running = asyncio.create_task(load.run(5))
+        await asyncio.sleep(1)
+        second.start()
+        await asyncio.to_thread(
+            second.wait_until,
+            lambda status: "another circuitloom" in status["reason"],
+            "it says why it waits",
+        )
+        await asyncio.to_thread(first.stop)
+        await asyncio.to_thread(second.wait_balancing, 2)
+        assert lost(await running) == []
+
+    second = make_agent(client, tmp_path / "second")
+    with make_agent(client, tmp_path / "first") as first:
+        first.wait_balancing(2)
+        try:
+            asyncio.run(run())
+        finally:
+            second.stop()
