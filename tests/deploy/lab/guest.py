@@ -1,0 +1,192 @@
+"""Opens SOCKS streams on a host, and asks Tor itself (not the agent) which circuits they went to.
+
+Runs on the hosts with Debian's own Python and nothing else: one file, standard library only. Commands:
+
+    spread TARGET N      open N streams at once, hold them, count them per circuit as Tor reports them, close them
+    hold TARGET FILE     keep one stream open until FILE.stop exists, an echo every 0.1 s; progress goes to FILE
+    until TARGET SECONDS try new streams until one works: how long until streams work again
+    option               what Tor says about __LeaveStreamsUnattached, and how many streams wait for a controller
+    circuits             the circuits that Tor has BUILT, by id
+
+Each prints one JSON object.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import sys
+import time
+from typing import Any
+
+CONTROL = os.environ.get("GUEST_CONTROL", "/run/tor/control")
+COOKIE = os.environ.get("GUEST_COOKIE", "/run/tor/control.authcookie")
+SOCKS = os.environ.get("GUEST_SOCKS", "/run/tor/socks")
+STREAM_SECONDS = 20.0  # a stream of the private network takes under 0.1 s; more means that nobody attached it
+
+
+class Control:
+    """A blocking control connection: one command, one reply."""
+
+    def __init__(self) -> None:
+        self._socket = socket.socket(socket.AF_UNIX)
+        self._socket.settimeout(10)
+        self._socket.connect(CONTROL)
+        self._lines = self._socket.makefile("r", encoding="utf-8", newline="\r\n")
+        with open(COOKIE, "rb") as cookie:
+            self.ask(f"AUTHENTICATE {cookie.read().hex()}")
+
+    def ask(self, command: str) -> list[str]:
+        """Send a command and return the lines of its reply, without codes."""
+        self._socket.sendall(f"{command}\r\n".encode())
+        lines: list[str] = []
+        data = False
+        while True:
+            line = self._lines.readline().rstrip("\r\n")
+            if data:
+                data = line != "."
+                if data:
+                    lines.append(line)
+                continue
+            if not line.startswith("250"):
+                raise SystemExit(f"{command.split()[0]}: {line}")
+            if line[3:4] == " ":
+                return [*lines, line[4:]]
+            data = line[3:4] == "+"
+            lines.append(line[4:])
+
+    def streams(self) -> list[tuple[str, str, str]]:
+        """Return (status, circuit id, target) of every stream Tor has."""
+        found = []
+        for line in self.ask("GETINFO stream-status"):
+            words = line.removeprefix("stream-status=").split()
+            if len(words) >= 4:
+                found.append((words[1], words[2], words[3]))
+        return found
+
+    def circuits(self) -> list[str]:
+        """Return the ids of the circuits that are BUILT."""
+        lines = (line.removeprefix("circuit-status=") for line in self.ask("GETINFO circuit-status"))
+        return [line.split()[0] for line in lines if " BUILT " in line]
+
+
+def stream(target: str) -> socket.socket:
+    """Open one SOCKS5 stream to HOST:PORT and prove that it echoes; raises OSError when it does not."""
+    host, _, port = target.rpartition(":")
+    link = begin(host, int(port))
+    finish(link)
+    return link
+
+
+def begin(host: str, port: int) -> socket.socket:
+    """Send a SOCKS5 request without waiting for its reply."""
+    link = socket.socket(socket.AF_UNIX)
+    link.settimeout(STREAM_SECONDS)
+    link.connect(SOCKS)
+    link.sendall(b"\x05\x01\x00")
+    if receive(link, 2) != b"\x05\x00":
+        raise OSError("SOCKS refused")
+    link.sendall(b"\x05\x01\x00\x01" + socket.inet_aton(host) + port.to_bytes(2, "big"))
+    return link
+
+
+def finish(link: socket.socket) -> None:
+    """Wait for the SOCKS reply and one echo."""
+    reply = receive(link, 4)
+    if reply[1] != 0:
+        raise OSError(f"SOCKS code {reply[1]}")
+    # On a Unix socket Tor fills in an empty IPv6 address: 16 bytes and the port, not 4.
+    receive(link, 2 + (16 if reply[3] == 4 else 4))
+    echo(link)
+
+
+def echo(link: socket.socket) -> None:
+    """Send eight random bytes and expect them back."""
+    sent = os.urandom(8)
+    link.sendall(sent)
+    if receive(link, 8) != sent:
+        raise OSError("other bytes came back")
+
+
+def receive(link: socket.socket, count: int) -> bytes:
+    """Read exactly `count` bytes."""
+    got = b""
+    while len(got) < count:
+        part = link.recv(count - len(got))
+        if not part:
+            raise OSError("end of stream")
+        got += part
+    return got
+
+
+def spread(target: str, count: str) -> dict[str, Any]:
+    host, _, port = target.rpartition(":")
+    links, failures = [], []
+    for _ in range(int(count)):
+        links.append(begin(host, int(port)))
+    for link in links:
+        try:
+            finish(link)
+        except OSError as error:
+            failures.append(str(error))
+    per_circuit: dict[str, int] = {}
+    for status, circuit, where in Control().streams():
+        if status == "SUCCEEDED" and where == target:
+            per_circuit[circuit] = per_circuit.get(circuit, 0) + 1
+    for link in links:
+        link.close()
+    return {"opened": int(count) - len(failures), "failures": failures, "per_circuit": per_circuit}
+
+
+def hold(target: str, file: str) -> dict[str, Any]:
+    link = stream(target)
+    echoes, fault = 0, ""
+    while not os.path.exists(f"{file}.stop"):
+        try:
+            echo(link)
+        except OSError as error:
+            fault = str(error) or type(error).__name__
+            break
+        echoes += 1
+        with open(f"{file}.new", "w", encoding="utf-8") as progress:
+            json.dump({"echoes": echoes, "fault": ""}, progress)
+        os.replace(f"{file}.new", file)
+        time.sleep(0.1)
+    result = {"echoes": echoes, "fault": fault}
+    with open(f"{file}.new", "w", encoding="utf-8") as progress:
+        json.dump(result, progress)
+    os.replace(f"{file}.new", file)
+    return result
+
+
+def until(target: str, seconds: str) -> dict[str, Any]:
+    global STREAM_SECONDS  # noqa: PLW0603  # a waiting stream must not eat the whole time of the trial
+    STREAM_SECONDS = min(STREAM_SECONDS, float(seconds))
+    begun, tries, faults = time.monotonic(), 0, []
+    while time.monotonic() - begun < float(seconds):
+        tries += 1
+        try:
+            stream(target).close()
+        except OSError as error:
+            faults.append(str(error) or type(error).__name__)
+            time.sleep(0.1)
+        else:
+            return {"seconds": round(time.monotonic() - begun, 2), "tries": tries, "faults": faults}
+    return {"seconds": None, "tries": tries, "faults": faults}
+
+
+def option() -> dict[str, Any]:
+    control = Control()
+    value = control.ask("GETCONF __LeaveStreamsUnattached")[0].partition("=")[2]
+    waiting = sum(status in {"NEW", "NEWRESOLVE"} and circuit == "0" for status, circuit, _ in control.streams())
+    return {"value": value, "waiting": waiting}
+
+
+def circuits() -> dict[str, Any]:
+    return {"built": Control().circuits()}
+
+
+if __name__ == "__main__":
+    commands = {"spread": spread, "hold": hold, "until": until, "option": option, "circuits": circuits}
+    print(json.dumps(commands[sys.argv[1]](*sys.argv[2:])))
