@@ -1,0 +1,185 @@
+"""Opens and authenticates a control connection; the one module that knows stem.
+
+Rules of this file:
+
+* stem speaks PROTOCOLINFO and AUTHENTICATE (null, password, cookie, SAFECOOKIE) on a blocking socket with a
+  timeout; the authenticated socket is then handed on and stem is done with.
+* Each way to fail ends in one line that says what to do. No line ever holds the password or the cookie.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import socket
+import stat
+from typing import Any
+
+import stem
+import stem.connection
+import stem.socket
+import stem.util.log
+
+from circuitloom.errors import ControlError, ControlProtocolError, ControlRefused, ControlUnreachable
+from circuitloom.policy.types import TorControl, UnixAddress
+
+AUTHENTICATE_TIMEOUT_SECONDS = 2.0
+"""For each answer. Tor answers in a millisecond; the event loop stands still meanwhile, so this stays well
+below the 5 s in which a stop must end."""
+
+MAX_PASSWORD_BYTES = 4096
+
+_JOIN_THE_GROUP = "run as a user of Tor's group (on Debian: debian-tor)"
+
+
+class _Socket(stem.socket.ControlSocket):  # type: ignore[misc]  # stem has no types
+    """stem's control socket on a connection with a timeout; stem may ask for a second one."""
+
+    def __init__(self, tor: TorControl) -> None:
+        super().__init__()
+        self._tor = tor
+        self.connect()
+
+    def _make_socket(self) -> socket.socket:
+        address = self._tor.control
+        if isinstance(address, UnixAddress):
+            connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            target: Any = address.path
+        else:
+            family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+            connection = socket.socket(family, socket.SOCK_STREAM)
+            target = (address.host, address.port)
+        connection.settimeout(AUTHENTICATE_TIMEOUT_SECONDS)
+        try:
+            connection.connect(target)
+        except OSError as error:
+            connection.close()
+            raise stem.SocketError(error) from error
+        return connection
+
+    def hand_over(self) -> socket.socket:
+        """The connected socket; this object is of no more use."""
+        handed = self._socket.dup()
+        self.discard()
+        return handed  # type: ignore[no-any-return]
+
+    def discard(self) -> None:
+        """Close our end without a shutdown, which would reach a duplicate as well."""
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            self._socket_file.close()
+        with contextlib.suppress(OSError, AttributeError):
+            self._socket.close()
+
+
+def open_control(tor: TorControl) -> socket.socket:
+    """Connect to Tor and authenticate.
+
+    Args:
+        tor: Where, and the password file if there is one.
+
+    Returns:
+        A non-blocking socket on which commands can be sent.
+
+    Raises:
+        ControlUnreachable: Nothing answers there.
+        ControlRefused: Tor, or the file system, does not let us in.
+        ControlProtocolError: Something answers that is not a control port.
+    """
+    # stem would log, in its own words, what we report ourselves.
+    stem.util.log.get_logger().disabled = True
+    password = None if tor.password_file is None else read_password(tor.password_file)
+    try:
+        connection = _Socket(tor)
+    except stem.SocketError as error:
+        raise _connect_error(tor, error.__cause__) from None
+    try:
+        stem.connection.authenticate(connection, password=password)
+    except (stem.ControllerError, AssertionError, ValueError) as error:
+        connection.discard()
+        raise _authentication_error(tor, error) from None
+    handed = connection.hand_over()
+    handed.settimeout(0)
+    return handed
+
+
+def read_password(path: str) -> str:
+    """Read the control password: the file's first line.
+
+    Args:
+        path: The file; it must be a regular file that only its owner and group can read.
+
+    Raises:
+        ControlRefused: It cannot be read, is empty, or everybody can read it.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        with os.fdopen(descriptor, "rb") as file:
+            mode = os.fstat(descriptor).st_mode
+            if not stat.S_ISREG(mode):
+                raise ControlRefused(f"password file {path}: not a regular file")
+            if mode & stat.S_IROTH:
+                raise ControlRefused(f"password file {path}: everybody can read it; chmod o-r {path}")
+            line = file.read(MAX_PASSWORD_BYTES).split(b"\n", 1)[0].rstrip(b"\r")
+    except OSError as error:
+        raise ControlRefused(f"password file {path}: {error.strerror or error}") from None
+    if not line:
+        raise ControlRefused(f"password file {path}: its first line is empty")
+    try:
+        return line.decode("utf-8")
+    except UnicodeDecodeError:
+        raise ControlRefused(f"password file {path}: not UTF-8") from None
+
+
+def _connect_error(tor: TorControl, cause: BaseException | None) -> ControlError:
+    reason = getattr(cause, "strerror", None) or str(cause)
+    if getattr(cause, "errno", None) in {errno.EACCES, errno.EPERM}:
+        return ControlRefused(f"control socket {tor.control}: {reason}; {_JOIN_THE_GROUP}")
+    return ControlUnreachable(
+        f"no Tor at {tor.control} ({reason}); start Tor, or correct tor.control in the policy"
+    )
+
+
+def _authentication_error(tor: TorControl, error: Exception) -> ControlError:
+    """Turn what stem raised into what to do; the first fitting line counts."""
+    at = f"Tor at {tor.control}"
+    cookie = getattr(error, "cookie_path", None)
+    known: tuple[tuple[tuple[str, ...], type[ControlError], str], ...] = (
+        (
+            ("IncorrectSocketType",),
+            ControlProtocolError,
+            f"{tor.control} does not answer like a control port; correct tor.control in the policy",
+        ),
+        (
+            ("MissingPassword",),
+            ControlRefused,
+            f"{at} wants a password; name a file with it in tor.password_file",
+        ),
+        (("IncorrectPassword",), ControlRefused, f"{at} refuses the password in {tor.password_file}"),
+        (
+            ("UnreadableCookieFile",),
+            ControlRefused,
+            f"Tor's cookie {cookie} cannot be read; set CookieAuthFileGroupReadable 1, {_JOIN_THE_GROUP}",
+        ),
+        (
+            ("IncorrectCookieSize", "IncorrectCookieValue"),
+            ControlRefused,
+            f"{cookie} is not the cookie of the {at}",
+        ),
+        (
+            ("UnrecognizedAuthMethods", "MissingAuthInfo"),
+            ControlRefused,
+            f"{at} offers no way to authenticate that we know; set CookieAuthentication 1 in torrc",
+        ),
+        (
+            ("AuthenticationFailure",),
+            ControlUnreachable,
+            f"{at} hung up or did not answer while we authenticated",
+        ),
+    )
+    for names, kind, message in known:
+        if isinstance(error, tuple(getattr(stem.connection, name) for name in names)):
+            return kind(message)
+    if isinstance(error, stem.SocketError):
+        return ControlUnreachable(f"{at} hung up while we authenticated")
+    return ControlProtocolError(f"{at} answered in an unknown way while we authenticated")

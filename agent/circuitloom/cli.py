@@ -1,0 +1,207 @@
+"""The command line.
+
+Rules of this file:
+
+* Each command is one function; it returns the exit code of sysexits.h that design fits (see ``errors``).
+* Whatever goes wrong on purpose is one line on standard error. Results go to standard output.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import sys
+from collections.abc import Sequence
+
+from circuitloom import __version__, logs
+from circuitloom.admin import ask
+from circuitloom.errors import CircuitloomError, PolicyError
+from circuitloom.policy import check_policy, read_policy, schema_text
+from circuitloom.policy.types import DEFAULT_ADMIN_SOCKET, TorControl
+from circuitloom.release import give_back
+from circuitloom.service import Service
+from circuitloom.session import connect_once
+from circuitloom.status import status_table
+
+EX_USAGE = 64
+
+RELEASE_SECONDS = 10.0
+"""systemd waits for ExecStopPost=; a Tor that hangs must not make it wait long."""
+
+_EPILOG = """\
+exit codes (sysexits.h): 0 done, 64 wrong arguments, 69 Tor or the agent does not answer,
+70 a fault of circuitloom, 73 a socket cannot be made, 77 Tor refuses us, 78 the policy has faults.
+
+A first try, without touching this machine's Tor:   circuitloom demo
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        arguments: Without the program's name; None: those of the process.
+
+    Returns:
+        The exit code.
+    """
+    options = _parser().parse_args(arguments)
+    try:
+        code = options.command(options)
+        sys.stdout.flush()
+    except PolicyError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    except CircuitloomError as error:
+        print(f"circuitloom: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # The reader (head, less) has seen enough; nothing more may be written, at exit either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return int(code)
+
+
+def _check(options: argparse.Namespace) -> int:
+    _, warnings = check_policy(options.policy)
+    for warning in warnings:
+        print(f"{warning.file}:{warning.line}:{warning.column}: warning: {warning.path}: {warning.message}")
+    return 0
+
+
+def _run(options: argparse.Namespace) -> int:
+    policy = read_policy(options.policy)
+    logs.configure(policy.log)
+
+    async def serve() -> int:
+        return await Service(options.policy, policy).run()
+
+    return asyncio.run(serve())
+
+
+def _release(options: argparse.Namespace) -> int:
+    tor = TorControl()
+    if options.policy:
+        try:
+            tor = read_policy(options.policy).tor
+        except PolicyError as error:
+            # After a crash the streams come first: a policy that broke meanwhile must not hold them.
+            print(f"{error}\ncircuitloom: using {tor.control} all the same", file=sys.stderr)
+
+    async def release() -> int:
+        async with asyncio.timeout(RELEASE_SECONDS):
+            session = await connect_once(tor)
+            handed = await give_back(session)
+            session.close()
+            return handed
+
+    try:
+        handed = asyncio.run(release())
+    except TimeoutError:
+        print(f"circuitloom: Tor at {tor.control} does not answer", file=sys.stderr)
+        return 69
+    print(f"Tor assigns all streams again; {handed} waited and {'is' if handed == 1 else 'are'} on their way")
+    return 0
+
+
+def _schema(_options: argparse.Namespace) -> int:
+    sys.stdout.write(schema_text())
+    return 0
+
+
+def _status(options: argparse.Namespace) -> int:
+    path = options.socket or (
+        read_policy(options.policy).admin.socket if options.policy else DEFAULT_ADMIN_SOCKET
+    )
+    document = ask(path, {"command": "status"})
+    print(json.dumps(document, indent=2) if options.json else status_table(document))
+    return 0
+
+
+def _demo(options: argparse.Namespace) -> int:
+    # Only this command needs the laboratory, and rich.
+    from circuitloom.demo import run_demo  # noqa: PLC0415
+
+    return run_demo(seconds=options.seconds, relays=options.relays, plain=options.plain)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> None:  # type: ignore[override]  # it exits, as the original does
+        print(f"{self.prog}: {message}; see {self.prog} --help", file=sys.stderr)
+        raise SystemExit(EX_USAGE)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="circuitloom",
+        description="Spread the streams of one Tor client over many circuits, as a policy says.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"circuitloom {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    check = commands.add_parser(
+        "check",
+        help="name every fault of a policy",
+        description="Print every fault as FILE:LINE:COLUMN: path: message; exit 0 without faults, else 78.",
+    )
+    check.add_argument("policy", metavar="POLICY", help="the YAML file")
+    check.set_defaults(command=_check)
+
+    run = commands.add_parser(
+        "run",
+        help="balance the streams of a running Tor (what the systemd unit starts)",
+        description=(
+            "Take over stream attachment once enough circuits are built, and give it back when there is "
+            "none, and at the end. SIGHUP reads the policy again (a faulty one is refused whole), SIGTERM "
+            "and SIGINT give back and stop."
+        ),
+    )
+    run.add_argument("policy", metavar="POLICY", help="the YAML file")
+    run.set_defaults(command=_run)
+
+    status = commands.add_parser(
+        "status",
+        help="show circuits, shares and streams of the running agent",
+        description="Ask the running agent over its admin socket.",
+    )
+    status.add_argument("--json", action="store_true", help="print the whole document, for programs")
+    status.add_argument(
+        "--socket", metavar="PATH", help=f"the admin socket (default: {DEFAULT_ADMIN_SOCKET})"
+    )
+    status.add_argument("--policy", metavar="POLICY", help="take the admin socket from this policy")
+    status.set_defaults(command=_status)
+
+    release = commands.add_parser(
+        "release",
+        help="give every stream back to Tor, also after a crash of the agent",
+        description=(
+            "Reset Tor's option and hand every waiting stream to Tor. Works alone; harmless when nothing is "
+            "held. A running agent takes over again: stop it first."
+        ),
+    )
+    release.add_argument("policy", metavar="POLICY", nargs="?", help="take Tor's control address from it")
+    release.set_defaults(command=_release)
+
+    schema = commands.add_parser("schema", help="print the JSON Schema of a policy, for editors")
+    schema.set_defaults(command=_schema)
+
+    demo = commands.add_parser(
+        "demo",
+        help="see it work: a private Tor network on loopback, load, a failover",
+        description=(
+            "Start a private Tor network on this machine's loopback interface, the agent with four weighted "
+            "circuits, and load; close a circuit on the way; print what happened. Leaves nothing behind, and "
+            "never touches the public Tor network or this machine's Tor."
+        ),
+    )
+    demo.add_argument("--seconds", type=float, default=20.0, help="how long to drive load (default: 20)")
+    demo.add_argument("--relays", type=int, default=6, help="how many relays to start (default: 6)")
+    demo.add_argument("--plain", action="store_true", help="progress lines instead of the live view")
+    demo.set_defaults(command=_demo)
+    return parser

@@ -1,0 +1,288 @@
+"""What Tor tells the core, and what the core asks for: the whole vocabulary on two screens.
+
+Rules of this file:
+
+* Past tense comes in (events), the imperative goes out (actions). Both are values; neither does anything.
+* Words are the control specification's: circuit, stream, attach, build, close, purpose, NEW, SENTCONNECT.
+* An event's ``repr`` never shows a target or a SOCKS name: events end up in tracebacks and assertions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from types import MappingProxyType
+from typing import NamedTuple, NewType
+
+CircuitId = NewType("CircuitId", str)
+StreamId = NewType("StreamId", str)
+
+TOR_CHOOSES = CircuitId("0")
+"""ATTACHSTREAM to this circuit hands a stream to Tor's own selection (control-spec, ATTACHSTREAM)."""
+
+LEAVE_UNATTACHED = "__LeaveStreamsUnattached"
+"""The option that makes Tor wait for a controller to attach each new stream."""
+
+NO_KEYWORDS: Mapping[str, str] = MappingProxyType({})
+
+
+class StreamStatus(StrEnum):
+    """Statuses of a STREAM event (control-spec 4.1.2; flow-control statuses are not read)."""
+
+    NEW = "NEW"
+    NEWRESOLVE = "NEWRESOLVE"
+    CONTROLLER_WAIT = "CONTROLLER_WAIT"
+    SENTCONNECT = "SENTCONNECT"
+    SENTRESOLVE = "SENTRESOLVE"
+    SUCCEEDED = "SUCCEEDED"
+    DETACHED = "DETACHED"
+    FAILED = "FAILED"
+    CLOSED = "CLOSED"
+
+
+class CircuitStatus(StrEnum):
+    """Statuses of a CIRC event (control-spec 4.1.1), and CIRC_MINOR's one that matters here."""
+
+    LAUNCHED = "LAUNCHED"
+    EXTENDED = "EXTENDED"
+    GUARD_WAIT = "GUARD_WAIT"
+    BUILT = "BUILT"
+    FAILED = "FAILED"
+    CLOSED = "CLOSED"
+    PURPOSE_CHANGED = "PURPOSE_CHANGED"
+
+
+class Severity(StrEnum):
+    """How much a line of the log matters; names are syslog's."""
+
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+# --- what happened -----------------------------------------------------------------------------------------
+
+
+class StreamEvent(NamedTuple):
+    """A STREAM event, or a line of ``GETINFO stream-status``.
+
+    Only what a decision needs is read: the target of NEW, NEWRESOLVE, CONTROLLER_WAIT and of ended streams,
+    the keywords of NEW, NEWRESOLVE, DETACHED, FAILED and CLOSED; elsewhere they are empty.
+    """
+
+    stream_id: StreamId
+    status: StreamStatus
+    circuit_id: CircuitId
+    target: str = ""
+    keywords: Mapping[str, str] = NO_KEYWORDS
+
+    def __repr__(self) -> str:
+        return f"<stream {self.stream_id} {self.status} circuit {self.circuit_id}>"
+
+
+class Hop(NamedTuple):
+    """One relay of a circuit's path."""
+
+    fingerprint: str
+    nickname: str
+
+
+class CircuitEvent(NamedTuple):
+    """A CIRC event, a CIRC_MINOR PURPOSE_CHANGED, or a line of ``GETINFO circuit-status``."""
+
+    circuit_id: CircuitId
+    status: CircuitStatus
+    path: tuple[Hop, ...] = ()
+    keywords: Mapping[str, str] = NO_KEYWORDS
+
+    def __repr__(self) -> str:
+        return f"<circuit {self.circuit_id} {self.status}>"
+
+
+@dataclass(frozen=True, slots=True)
+class ConfChanged:
+    """Options of the running Tor changed (CONF_CHANGED); None means the default came back."""
+
+    values: Mapping[str, str | None]
+
+
+@dataclass(frozen=True, slots=True)
+class SignalReceived:
+    """Tor got a signal, by a controller or the system (SIGNAL event): RELOAD, NEWNYM, ..."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkReady:
+    """Tor said that circuits can be built now (STATUS_CLIENT ENOUGH_DIR_INFO or CIRCUIT_ESTABLISHED)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Connected:
+    """The control connection is up; this is what Tor says there is.
+
+    Attributes:
+        circuits: The lines of ``GETINFO circuit-status``.
+        streams: The lines of ``GETINFO stream-status``.
+        leave_unattached: The option's value: True when somebody before us did not give back.
+        reserved: Addresses that Tor rewrites, perhaps to an onion service; their streams stay Tor's.
+    """
+
+    circuits: tuple[CircuitEvent, ...] = ()
+    streams: tuple[StreamEvent, ...] = ()
+    leave_unattached: bool = False
+    reserved: Reserved | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Disconnected:
+    """The control connection is gone; the option in Tor stays as it was."""
+
+
+@dataclass(frozen=True, slots=True)
+class BuildAccepted:
+    """EXTENDCIRCUIT was answered with the id of a new circuit."""
+
+    build: int
+    circuit_id: CircuitId
+
+
+@dataclass(frozen=True, slots=True)
+class BuildRefused:
+    """EXTENDCIRCUIT was refused; ``message`` is Tor's text."""
+
+    build: int
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class AttachRefused:
+    """ATTACHSTREAM was refused (tor-facts 2 lists code and text of each case)."""
+
+    stream_id: StreamId
+    circuit_id: CircuitId
+    code: int
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class TakeOverRefused:
+    """SETCONF of the option was refused; ``message`` is Tor's text."""
+
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class StopRequested:
+    """The agent is to stop and give everything back."""
+
+
+@dataclass(frozen=True, slots=True)
+class DeadlinePassed:
+    """The time given by ``next_deadline()`` has come."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reserved:
+    """What Tor maps to something else before it connects (VirtualAddrNetwork, MapAddress).
+
+    Attaching such a stream ourselves can kill it: behind the mapping may stand an onion service, which only
+    circuit 0 can serve (tor-facts 1). As an event: this is what Tor maps from now on.
+
+    Attributes:
+        prefixes: Networks of virtual addresses, such as ``127.192.0.0/10``.
+        hosts: Names and addresses with a mapping, lower case; ``.example.com`` for ``*.example.com``.
+    """
+
+    prefixes: tuple[str, ...] = ()
+    hosts: frozenset[str] = frozenset()
+
+
+# --- what to do --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class TakeOver:
+    """SETCONF __LeaveStreamsUnattached=1."""
+
+
+@dataclass(frozen=True, slots=True)
+class GiveBack:
+    """RESETCONF __LeaveStreamsUnattached; ReleaseStream for each waiting stream goes with it."""
+
+
+class AttachStream(NamedTuple):
+    """ATTACHSTREAM to one of our circuits; ``name`` is the policy's name of the circuit."""
+
+    stream_id: StreamId
+    circuit_id: CircuitId
+    name: str
+
+
+class ReleaseStream(NamedTuple):
+    """ATTACHSTREAM to circuit 0: Tor chooses. ``why`` is for the log."""
+
+    stream_id: StreamId
+    why: str
+
+
+class CloseStream(NamedTuple):
+    """CLOSESTREAM; ``why`` is for the log."""
+
+    stream_id: StreamId
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class BuildCircuit:
+    """EXTENDCIRCUIT 0; ``build`` comes back in BuildAccepted or BuildRefused.
+
+    Attributes:
+        build: A number that names this attempt.
+        name: The policy's name of the circuit.
+        path: Fingerprints, or None: Tor chooses.
+    """
+
+    build: int
+    name: str
+    path: tuple[str, ...] | None
+
+
+@dataclass(frozen=True, slots=True)
+class CloseCircuit:
+    """CLOSECIRCUIT IfUnused."""
+
+    circuit_id: CircuitId
+
+
+@dataclass(frozen=True, slots=True)
+class Announce:
+    """A line for the log: a change of state, in words."""
+
+    severity: Severity
+    message: str
+
+
+Event = (
+    StreamEvent
+    | CircuitEvent
+    | ConfChanged
+    | SignalReceived
+    | NetworkReady
+    | Connected
+    | Disconnected
+    | BuildAccepted
+    | BuildRefused
+    | AttachRefused
+    | TakeOverRefused
+    | Reserved
+    | StopRequested
+    | DeadlinePassed
+)
+
+Action = (
+    TakeOver | GiveBack | AttachStream | ReleaseStream | CloseStream | BuildCircuit | CloseCircuit | Announce
+)

@@ -1,0 +1,6 @@
+"""The decision core: circuits, streams and who attaches them, as one pure state machine."""
+
+from circuitloom.pool.core import Attachment, Pool
+from circuitloom.pool.snapshot import CircuitSnapshot, PoolSnapshot
+
+__all__ = ["Attachment", "CircuitSnapshot", "Pool", "PoolSnapshot"]

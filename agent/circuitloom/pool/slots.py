@@ -1,0 +1,81 @@
+"""A circuit, and the slot of the policy that it is in, as the pool keeps them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from circuitloom.model import CircuitId, Hop
+from circuitloom.policy.types import Slot
+
+
+class CircuitState(StrEnum):
+    """Where a circuit is in its life."""
+
+    LAUNCHED = "launched"
+    BUILT = "built"
+    DRAINING = "draining"
+    CLOSED = "closed"
+
+
+@dataclass(slots=True, eq=False)
+class Circuit:
+    """One circuit that we asked Tor for.
+
+    Attributes:
+        slot: The slot it was built for.
+        build: The number of the BuildCircuit action.
+        deadline: While LAUNCHED, when the build is given up (seconds of the pool's clock).
+        circuit_id: Tor's id; None until EXTENDCIRCUIT is answered.
+        state: Where it is in its life.
+        path: Its relays, once Tor told them.
+        created: Tor's TIME_CREATED; with id and path it tells this circuit from a later one with the same id.
+        built_at: When it was BUILT (seconds of the pool's clock).
+        streams: How many streams are on it, whoever attached them.
+        is_candidate: Whether it is in the chooser.
+    """
+
+    slot: SlotState
+    build: int
+    deadline: float
+    circuit_id: CircuitId | None = None
+    state: CircuitState = CircuitState.LAUNCHED
+    path: tuple[Hop, ...] = ()
+    created: str = ""
+    built_at: float = 0.0
+    streams: int = 0
+    is_candidate: bool = False
+
+    @property
+    def label(self) -> str:
+        """How the log names it."""
+        return f"{self.slot.slot.name} ({self.circuit_id})" if self.circuit_id else self.slot.slot.name
+
+
+@dataclass(slots=True, eq=False)
+class SlotState:
+    """A slot of the policy and what is in it.
+
+    Attributes:
+        slot: What the policy says.
+        circuit: The circuit that serves, if any.
+        building: The circuit under way, if any.
+        is_outdated: Whether ``circuit`` was built for a path that the policy no longer names.
+        failures: Builds that failed since a circuit last lived.
+        retry_at: When the next build may start, while it waits.
+        attached_total: Streams attached, over all its circuits.
+        failed_total: Of these, how many failed or were detached.
+    """
+
+    slot: Slot
+    circuit: Circuit | None = None
+    building: Circuit | None = None
+    is_outdated: bool = False
+    failures: int = 0
+    retry_at: float | None = None
+    attached_total: int = 0
+    failed_total: int = 0
+
+    def needs_build(self) -> bool:
+        """Whether a circuit is missing and none is under way."""
+        return self.building is None and (self.circuit is None or self.is_outdated)

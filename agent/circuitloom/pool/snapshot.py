@@ -1,0 +1,123 @@
+"""The pool's state as values: what the status shows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from circuitloom.pool.circuits import Circuits
+from circuitloom.pool.slots import Circuit, CircuitState, SlotState
+
+
+@dataclass(frozen=True, slots=True)
+class CircuitSnapshot:
+    """One circuit of the policy.
+
+    Attributes:
+        name: As the policy names it.
+        role: ``active`` or ``backup``.
+        weight: As the policy says.
+        max_streams: As the policy says.
+        state: ``built``, ``building``, ``backoff``, ``draining`` or ``idle``.
+        circuit_id: Tor's id, once there is one.
+        path: Nicknames (or fingerprints) of its relays, first hop first.
+        streams: Streams on it now.
+        attached_total: Streams we attached to it and its predecessors.
+        failed_total: How many of these failed or were detached.
+        age_seconds: Since it was BUILT.
+        share: Its part of all streams attached, 0 to 1.
+        weight_share: Its part of the weights of its tier, 0 to 1.
+    """
+
+    name: str
+    role: str
+    weight: int
+    max_streams: int
+    state: str
+    circuit_id: str | None
+    path: tuple[str, ...]
+    streams: int
+    attached_total: int
+    failed_total: int
+    age_seconds: float | None
+    share: float
+    weight_share: float
+
+
+@dataclass(frozen=True, slots=True)
+class PoolSnapshot:
+    """The whole pool; times are seconds."""
+
+    state: str
+    since_seconds: float
+    algorithm: str
+    is_ready: bool
+    circuits: tuple[CircuitSnapshot, ...]
+    streams_active: int
+    streams_waiting: int
+    attached_total: int
+    released_total: int
+    failed_total: int
+
+
+def snapshot_circuits(circuits: Circuits, *, now: float) -> tuple[CircuitSnapshot, ...]:
+    """One snapshot a slot in the policy's order, then circuits that drain out of a slot.
+
+    Args:
+        circuits: The circuits.
+        now: The time (seconds of the pool's clock).
+    """
+    states = list(circuits.slots.values())
+    attached = sum(state.attached_total for state in states)
+    weights: dict[str, int] = {}
+    for state in states:
+        weights[state.slot.role] = weights.get(state.slot.role, 0) + state.slot.weight
+    snapshots = []
+    for state in states:
+        circuit = state.circuit or state.building
+        snapshots.append(
+            _snapshot(
+                state,
+                circuit,
+                _word(state),
+                (
+                    state.attached_total / attached if attached else 0.0,
+                    state.slot.weight / weights[state.slot.role],
+                ),
+                now=now,
+            )
+        )
+    snapshots += [
+        _snapshot(circuit.slot, circuit, "draining", (0.0, 0.0), now=now)
+        for circuit in circuits.by_id.values()
+        if circuit.state is CircuitState.DRAINING
+    ]
+    return tuple(snapshots)
+
+
+def _word(state: SlotState) -> str:
+    if state.circuit is not None:
+        return "built"
+    if state.building is not None:
+        return "building"
+    return "idle" if state.retry_at is None else "backoff"
+
+
+def _snapshot(
+    state: SlotState, circuit: Circuit | None, word: str, shares: tuple[float, float], *, now: float
+) -> CircuitSnapshot:
+    is_built = circuit is not None and circuit.state in {CircuitState.BUILT, CircuitState.DRAINING}
+    return CircuitSnapshot(
+        name=state.slot.name,
+        role=state.slot.role.value,
+        weight=state.slot.weight,
+        max_streams=state.slot.max_streams,
+        state=word,
+        circuit_id=circuit.circuit_id if circuit else None,
+        path=tuple(hop.nickname or hop.fingerprint for hop in circuit.path) if circuit else (),
+        streams=circuit.streams if circuit else 0,
+        attached_total=state.attached_total,
+        failed_total=state.failed_total,
+        age_seconds=now - circuit.built_at if circuit and is_built else None,
+        share=shares[0],
+        weight_share=shares[1],
+    )

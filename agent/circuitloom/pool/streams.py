@@ -1,0 +1,95 @@
+"""One stream of Tor as the pool knows it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from ipaddress import ip_address, ip_network
+
+from circuitloom.model import Reserved, StreamEvent, StreamId
+from circuitloom.pool.slots import Circuit
+
+_DIRECTORY_PURPOSES = frozenset({"DIR_FETCH", "DIR_UPLOAD", "DIRPORT_TEST"})
+
+
+class StreamState(StrEnum):
+    """Where a stream is.
+
+    NEW: announced, and not yet known to wait. WAITING: Tor waits for us, and no circuit can take it now.
+    ATTACHED: on its way over a circuit. OPEN: connected. RELEASED: Tor's own.
+    """
+
+    NEW = "new"
+    WAITING = "waiting"
+    ATTACHED = "attached"
+    OPEN = "open"
+    RELEASED = "released"
+
+
+@dataclass(slots=True, eq=False)
+class Stream:
+    """A stream that a user of Tor opened.
+
+    Attributes:
+        stream_id: Tor's id.
+        state: Where it is.
+        is_tors: Whether only Tor itself can serve it (an onion service, or an address that Tor rewrites).
+        circuit: The circuit of ours that it is on, whoever attached it.
+        tried: Ids of the circuits that could not connect it.
+    """
+
+    stream_id: StreamId
+    state: StreamState = StreamState.NEW
+    is_tors: bool = False
+    circuit: Circuit | None = None
+    tried: tuple[str, ...] = ()
+
+
+def is_directory(event: StreamEvent) -> bool:
+    """Whether the stream is Tor's own directory traffic, which must never be attached (tor-facts 1).
+
+    GETINFO stream-status shows no purpose; there the target tells: ``1.2.3.4.$FINGERPRINT.exit:port``.
+    """
+    return event.keywords.get("PURPOSE", "") in _DIRECTORY_PURPOSES or (
+        not event.keywords and ".$" in event.target
+    )
+
+
+class TorsOwn:
+    """Tells the streams that only Tor can serve from those that we may attach.
+
+    Attaching an ``.onion`` or ``.exit`` stream to a circuit destroys it (tor-facts 1). The same holds for an
+    address behind which Tor keeps such a name: a virtual address (AutomapHostsOnResolve) or a MapAddress.
+    """
+
+    def __init__(self, reserved: Reserved | None) -> None:
+        self._hosts = reserved.hosts if reserved else frozenset()
+        self._networks = (
+            tuple(ip_network(prefix, strict=False) for prefix in reserved.prefixes) if reserved else ()
+        )
+
+    def has(self, target: str) -> bool:
+        """Whether a stream to ``target`` (``host:port``) must be left to Tor."""
+        host = target.rpartition(":")[0].lower()
+        if host.endswith((".onion", ".exit")):
+            return True
+        if self._hosts and self._is_mapped(host):
+            return True
+        # Names never start with a digit run and a dot alone; a cheap look spares most names the parse.
+        if self._networks and (host[:1].isdigit() or host[:1] == "["):
+            try:
+                address = ip_address(host.strip("[]"))
+            except ValueError:
+                return False
+            return any(address in network for network in self._networks)
+        return False
+
+    def _is_mapped(self, host: str) -> bool:
+        if host in self._hosts or "." in self._hosts:
+            return True
+        dot = host.find(".")
+        while dot >= 0:
+            if host[dot:] in self._hosts:
+                return True
+            dot = host.find(".", dot + 1)
+        return False

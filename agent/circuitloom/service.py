@@ -1,0 +1,442 @@
+"""The one place that joins the session, the pool and the clock.
+
+Rules of this file:
+
+* It carries out what the pool says and tells the pool what happened; it decides nothing about streams.
+* Error policy by stage. Start: a bad policy or admin socket is fatal, an absent Tor is not. Reload: a faulty
+  policy changes nothing. Running: a lost connection is tried again for ever. Stop: always gives back, within
+  ``STOP_SECONDS``.
+* The watchdog is fed only from here: after the loop has turned and, when connected, Tor has answered.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import logging
+import random
+import signal
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+from circuitloom import logs, wire
+from circuitloom.admin import AdminServer
+from circuitloom.errors import CircuitloomError, ControlError, ControlUnreachable, PolicyError
+from circuitloom.model import (
+    LEAVE_UNATTACHED,
+    TOR_CHOOSES,
+    Action,
+    Announce,
+    AttachRefused,
+    AttachStream,
+    BuildAccepted,
+    BuildCircuit,
+    BuildRefused,
+    CircuitId,
+    CloseCircuit,
+    CloseStream,
+    ConfChanged,
+    Connected,
+    DeadlinePassed,
+    Disconnected,
+    Event,
+    GiveBack,
+    ReleaseStream,
+    Severity,
+    StopRequested,
+    StreamEvent,
+    StreamId,
+    TakeOver,
+    TakeOverRefused,
+)
+from circuitloom.policy import Policy, read_policy
+from circuitloom.pool import Pool
+from circuitloom.release import give_back
+from circuitloom.session import Session, connect, connect_once, ignore_reply
+from circuitloom.status import status_document, status_line
+from circuitloom.systemd import Notifier, watchdog_seconds
+from circuitloom.wire import ControlEvent, Reply
+
+EVENTS = ("CIRC", "CIRC_MINOR", "STREAM", "CONF_CHANGED", "SIGNAL", "STATUS_CLIENT")
+RESERVED_OPTIONS = ("VirtualAddrNetworkIPv4", "VirtualAddrNetworkIPv6", "MapAddress")
+
+RECONNECT_INITIAL_SECONDS = 0.1
+RECONNECT_MAX_SECONDS = 2.0
+"""Short: streams wait while we are away, and connecting to a local socket costs next to nothing."""
+RECONNECT_JITTER = 0.2
+
+PING_SECONDS = 5.0
+PING_TIMEOUT_SECONDS = 10.0
+"""A Tor that does not answer for this long is taken for hung; the connection is made anew."""
+
+STOP_SECONDS = 3.0
+"""For giving back at the end; with the rest of a stop this stays below the 5 s that are promised."""
+
+_LEVEL = {
+    Severity.DEBUG: logging.DEBUG,
+    Severity.INFO: logging.INFO,
+    Severity.WARNING: logging.WARNING,
+    Severity.ERROR: logging.ERROR,
+}
+_log = logging.getLogger(__name__)
+
+
+class Service:
+    """``circuitloom run``: serves one Tor until it is told to stop.
+
+    Args:
+        policy_path: The policy, read again at each reload.
+        policy: What it says now.
+    """
+
+    def __init__(self, policy_path: str, policy: Policy) -> None:
+        self._policy_path = policy_path
+        self._policy = policy
+        self._loop = asyncio.get_running_loop()
+        # Jitter only has to differ between hosts; nothing secret hangs on it.
+        self._random = random.Random()  # noqa: S311
+        self._pool = Pool(policy, uniform=self._random.random, now=self._loop.time())
+        self._session: Session | None = None
+        self._is_synced = False
+        self._tor_version = ""
+        self._disconnected_reason = "connecting"
+        self._connection_ended = asyncio.Event()
+        self._stop = asyncio.Event()
+        self._failure: BaseException | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._ping_sent_at: float | None = None
+        self._status_timer: asyncio.TimerHandle | None = None
+        self._status_text = ""
+        self._notifier = Notifier()
+        watchdog = watchdog_seconds()
+        self._ping_seconds = min(PING_SECONDS, watchdog / 3) if watchdog else PING_SECONDS
+        self._ping_timeout = min(PING_TIMEOUT_SECONDS, watchdog / 2) if watchdog else PING_TIMEOUT_SECONDS
+        self._admin = AdminServer(policy.admin.socket, {"status": self._answer_status})
+        self._carry_out: dict[type[Any], Callable[[Any], None]] = {
+            TakeOver: self._take_over,
+            GiveBack: self._give_back,
+            AttachStream: self._attach,
+            ReleaseStream: self._release,
+            CloseStream: self._close_stream,
+            BuildCircuit: self._build,
+            CloseCircuit: self._close_circuit,
+            Announce: self._announce,
+        }
+
+    async def run(self) -> int:
+        """Serve until SIGTERM or SIGINT.
+
+        Returns:
+            The exit code: 0, or 70 after a fault of our own.
+
+        Raises:
+            CannotCreate: The admin socket cannot be made.
+        """
+        self._loop.set_exception_handler(self._on_fault)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._loop.add_signal_handler(number, self._stop.set)
+        self._loop.add_signal_handler(signal.SIGHUP, self._reload)
+        await self._admin.start()
+        connecting = self._loop.create_task(self._stay_connected())
+        pinging = self._loop.create_task(self._ping())
+        for task in (connecting, pinging):
+            task.add_done_callback(self._on_task_done)
+        self._status_text = self._status_line()
+        self._notifier.ready(self._status_text)
+        _log.info("started with %s: %d circuits", self._policy_path, len(self._policy.slots))
+        try:
+            await self._stop.wait()
+            self._notifier.stopping()
+            connecting.cancel()
+            await self._give_everything_back()
+        finally:
+            connecting.cancel()
+            pinging.cancel()
+            await asyncio.gather(connecting, pinging, return_exceptions=True)
+            await self._admin.close()
+        _log.info("stopped")
+        return 70 if self._failure else 0
+
+    # --- the control connection ----------------------------------------------------------------------------
+
+    async def _stay_connected(self) -> None:
+        delay = RECONNECT_INITIAL_SECONDS
+        while True:
+            try:
+                self._connection_ended.clear()
+                self._session = await connect(
+                    self._policy.tor,
+                    on_event=self._on_event,
+                    on_turn=self._on_turn,
+                    on_closed=self._on_closed,
+                )
+            except ControlError as error:
+                self._tell_disconnected(str(error))
+            else:
+                self._synchronise(self._session)
+                await self._connection_ended.wait()
+                if self._is_synced:
+                    delay = RECONNECT_INITIAL_SECONDS
+                self._is_synced = False
+            await asyncio.sleep(delay * (1 + RECONNECT_JITTER * (2 * self._random.random() - 1)))
+            delay = min(RECONNECT_MAX_SECONDS, delay * 2)
+
+    def _synchronise(self, session: Session) -> None:
+        """Subscribe, then ask what there is; the pool takes events from that answer on."""
+        options: list[Reply] = []
+        session.send(wire.command("SETEVENTS", *EVENTS), self._on_synchronise_reply)
+        session.send(wire.command("GETCONF", LEAVE_UNATTACHED, *RESERVED_OPTIONS), options.append)
+
+        def take(reply: Reply) -> None:
+            self._on_synchronise_reply(reply)
+            if not (reply.is_ok and options):
+                return
+            values = reply.values()
+            self._tor_version = values.get("version", "")
+            connected = Connected(
+                circuits=wire.parse_circuits(values.get("circuit-status", "")),
+                streams=wire.parse_streams(values.get("stream-status", "")),
+                leave_unattached=options[0].values().get(LEAVE_UNATTACHED) == "1",
+                reserved=wire.parse_reserved(options[0]),
+            )
+            self._is_synced = True
+            self._ping_sent_at = None
+            _log.info("connected to Tor %s at %s", self._tor_version, self._policy.tor.control)
+            self._handle(connected)
+
+        session.send(wire.command("GETINFO", "version", "circuit-status", "stream-status"), take)
+
+    def _on_synchronise_reply(self, reply: Reply) -> None:
+        if not reply.is_ok and self._session is not None:
+            self._session.close(ControlUnreachable(f"Tor refused ({reply.text})"))
+
+    def _on_closed(self, error: Exception | None) -> None:
+        self._session = None
+        self._connection_ended.set()
+        if self._stop.is_set():
+            return
+        reason = f" ({error})" if error else ""
+        self._tell_disconnected(f"Tor closed the control connection{reason}")
+        if self._is_synced:
+            self._handle(Disconnected())
+
+    def _tell_disconnected(self, reason: str) -> None:
+        """Say once why there is no connection; the same reason again is not news."""
+        if reason != self._disconnected_reason:
+            _log.warning("%s; trying again until it works", reason)
+            self._disconnected_reason = reason
+        self._tell_status()
+
+    def _on_event(self, event: ControlEvent) -> None:
+        if not self._is_synced:
+            # Older than the snapshot that is on its way, which has its outcome.
+            return
+        actions = self._pool.handle(event, now=self._loop.time())
+        for action in actions:
+            self._carry_out[type(action)](action)
+        if not isinstance(event, StreamEvent):
+            self._tell_status()
+            if isinstance(event, ConfChanged) and not event.values.keys().isdisjoint(RESERVED_OPTIONS):
+                self._ask_reserved()
+
+    def _ask_reserved(self) -> None:
+        if self._session is not None:
+            self._session.send(
+                wire.command("GETCONF", *RESERVED_OPTIONS),
+                lambda reply: self._handle(wire.parse_reserved(reply)) if reply.is_ok else None,
+            )
+
+    def _on_turn(self) -> None:
+        """All that one read brought is handled: arm the timer once for all of it."""
+        deadline = self._pool.next_deadline()
+        if self._timer is not None:
+            if self._timer.when() == deadline and not self._timer.cancelled():
+                return
+            self._timer.cancel()
+            self._timer = None
+        if deadline is not None:
+            self._timer = self._loop.call_at(deadline, self._on_deadline)
+
+    def _on_deadline(self) -> None:
+        self._timer = None
+        self._handle(DeadlinePassed())
+
+    def _handle(self, event: Event) -> None:
+        self._perform(self._pool.handle(event, now=self._loop.time()))
+
+    def _perform(self, actions: list[Action]) -> None:
+        for action in actions:
+            self._carry_out[type(action)](action)
+        self._on_turn()
+        self._tell_status()
+
+    # --- what the pool asks for ----------------------------------------------------------------------------
+
+    def _send(self, command: bytes, on_reply: Callable[[Reply], None]) -> None:
+        if self._session is not None:
+            self._session.send(command, on_reply)
+
+    def _take_over(self, _action: TakeOver) -> None:
+        def check(reply: Reply) -> None:
+            if not reply.is_ok:
+                self._handle(TakeOverRefused(reply.text))
+
+        self._send(wire.command("SETCONF", f"{LEAVE_UNATTACHED}=1"), check)
+
+    def _give_back(self, _action: GiveBack) -> None:
+        def check(reply: Reply) -> None:
+            if not reply.is_ok:
+                _log.error("Tor refused to reset %s: %s", LEAVE_UNATTACHED, reply.text)
+
+        self._send(wire.command("RESETCONF", LEAVE_UNATTACHED), check)
+
+    def _attach(self, action: AttachStream) -> None:
+        stream_id, circuit_id, name = action
+        if _log.isEnabledFor(logging.DEBUG):
+            algorithm = self._policy.balance.algorithm.value
+            _log.debug("stream %s -> circuit %s (%s), %s", stream_id, name, circuit_id, algorithm)
+        self._send(
+            wire.attach_stream(stream_id, circuit_id), partial(self._on_attach_reply, stream_id, circuit_id)
+        )
+
+    def _release(self, action: ReleaseStream) -> None:
+        _log.debug("stream %s -> Tor, %s", action.stream_id, action.why)
+        self._send(
+            wire.attach_stream(action.stream_id, TOR_CHOOSES),
+            partial(self._on_attach_reply, action.stream_id, TOR_CHOOSES),
+        )
+
+    def _on_attach_reply(self, stream_id: StreamId, circuit_id: CircuitId, reply: Reply) -> None:
+        if not reply.is_ok:
+            self._handle(AttachRefused(stream_id, circuit_id, reply.code, reply.text))
+
+    def _close_stream(self, action: CloseStream) -> None:
+        _log.debug("stream %s closed, %s", action.stream_id, action.why)
+        # 1 is REASON_MISC (tor-spec 6.3): the application sees a general failure at once.
+        self._send(wire.command("CLOSESTREAM", action.stream_id, "1"), ignore_reply)
+
+    def _build(self, action: BuildCircuit) -> None:
+        def take(reply: Reply) -> None:
+            if reply.is_ok:
+                self._handle(BuildAccepted(action.build, wire.extended_circuit_id(reply)))
+            else:
+                self._handle(BuildRefused(action.build, reply.text))
+
+        self._send(wire.extend_circuit(action.path), take)
+
+    def _close_circuit(self, action: CloseCircuit) -> None:
+        self._send(wire.command("CLOSECIRCUIT", action.circuit_id, "IfUnused"), ignore_reply)
+
+    def _announce(self, action: Announce) -> None:
+        _log.log(_LEVEL[action.severity], "%s", action.message)
+
+    # --- the work loop's pulse -----------------------------------------------------------------------------
+
+    async def _ping(self) -> None:
+        """Feed the watchdog: by Tor's answer when connected, else by having come here."""
+        while True:
+            session = self._session
+            if session is None or not self._is_synced:
+                self._notifier.watchdog()
+            elif self._ping_sent_at is None:
+                self._ping_sent_at = self._loop.time()
+                session.send(wire.command("GETINFO", "version"), self._on_pong)
+            elif self._loop.time() - self._ping_sent_at > self._ping_timeout:
+                self._ping_sent_at = None
+                session.close(ControlUnreachable(f"no answer for {self._ping_timeout:g} s"))
+            self._tell_status()
+            await asyncio.sleep(self._ping_seconds)
+
+    def _on_pong(self, _reply: Reply) -> None:
+        self._ping_sent_at = None
+        self._notifier.watchdog()
+
+    # --- status --------------------------------------------------------------------------------------------
+
+    def _status_line(self) -> str:
+        snapshot = self._pool.snapshot(now=self._loop.time())
+        return status_line(snapshot, self._policy, self._disconnected_reason)
+
+    def _tell_status(self) -> None:
+        """Tell systemd, at most once a second."""
+        if self._status_timer is None and not self._stop.is_set():
+            self._status_timer = self._loop.call_later(1.0, self._send_status)
+
+    def _send_status(self) -> None:
+        self._status_timer = None
+        text = self._status_line()
+        if text != self._status_text:
+            self._status_text = text
+            self._notifier.status(text)
+
+    def _answer_status(self, _request: Mapping[str, Any]) -> Mapping[str, Any]:
+        snapshot = self._pool.snapshot(now=self._loop.time())
+        return status_document(
+            snapshot, self._policy, reason=self._status_line(), tor_version=self._tor_version
+        )
+
+    # --- reload and stop -----------------------------------------------------------------------------------
+
+    def _reload(self) -> None:
+        self._notifier.reloading()
+        try:
+            policy = read_policy(self._policy_path)
+        except PolicyError as error:
+            for fault in error.faults:
+                _log.error("%s", fault)
+            _log.error("reload refused: the policy has %d faults, the old one stays", len(error.faults))
+            self._status_text = f"reload refused: {error.faults[0]}"
+        else:
+            self._apply(policy)
+            self._status_text = self._status_line()
+        self._notifier.ready(self._status_text)
+
+    def _apply(self, policy: Policy) -> None:
+        old = self._policy
+        if (policy.tor, policy.admin) != (old.tor, old.admin):
+            _log.warning("tor and admin are read at start only: restart the agent to apply their change")
+        # What was started with stays, so that a later reconnect does not go elsewhere half-way.
+        self._policy = dataclasses.replace(policy, tor=old.tor, admin=old.admin)
+        logs.configure(policy.log)
+        self._perform(self._pool.replace_policy(self._policy, now=self._loop.time()))
+        _log.info("reloaded %s: %d circuits", self._policy_path, len(policy.slots))
+
+    async def _give_everything_back(self) -> None:
+        """Give back over the connection we have, or over a new one when it was lost a moment ago."""
+        self._handle(StopRequested())
+        try:
+            async with asyncio.timeout(STOP_SECONDS):
+                session = self._session or await connect_once(self._policy.tor)
+                handed = await give_back(session)
+                session.close()
+                _log.info("Tor assigns all streams again, %d waited", handed)
+        except ControlUnreachable:
+            _log.info("Tor is not there: nothing to give back")
+        except (CircuitloomError, TimeoutError) as error:
+            _log.error(
+                "could not give everything back (%s); run: circuitloom release",
+                error if str(error) else "time is up",
+            )
+
+    def _on_task_done(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and task.exception() is not None:
+            self._on_fault(self._loop, {"exception": task.exception()})
+
+    def _on_fault(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """A fault of our own: one line, give back, end with 70, and let systemd start us anew."""
+        error = context.get("exception")
+        _log.critical("internal fault (%s): giving back and stopping", _describe(error, context))
+        self._failure = error if isinstance(error, BaseException) else RuntimeError("unknown")
+        self._stop.set()
+
+
+def _describe(error: object, context: Mapping[str, Any]) -> str:
+    if not isinstance(error, BaseException):
+        return str(context.get("message", "unknown"))
+    # The text of an exception may hold a destination; its type and place do not.
+    traceback = error.__traceback__
+    while traceback is not None and traceback.tb_next is not None:
+        traceback = traceback.tb_next
+    place = f"{traceback.tb_frame.f_code.co_filename}:{traceback.tb_lineno}" if traceback else "unknown place"
+    return f"{type(error).__name__} at {place}"

@@ -1,0 +1,151 @@
+"""The status in words: one line for systemd, a document for programs, a table for people."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from circuitloom.policy.types import Policy, WhenNone
+from circuitloom.pool import Attachment, PoolSnapshot
+
+STATUS_VERSION = 1
+
+_WHEN_NONE = {
+    WhenNone.TOR: "Tor assigns streams",
+    WhenNone.HOLD: "streams wait",
+    WhenNone.REJECT: "streams are refused",
+}
+
+
+def status_line(snapshot: PoolSnapshot, policy: Policy, disconnected_reason: str) -> str:
+    """One line that a person understands.
+
+    Args:
+        snapshot: The pool's state.
+        policy: What is asked for.
+        disconnected_reason: Why there is no connection, if there is none.
+    """
+    built = sum(1 for circuit in snapshot.circuits if circuit.state == "built")
+    wanted = len(policy.slots)
+    match snapshot.state:
+        case Attachment.DISCONNECTED:
+            return f"not connected to Tor: {disconnected_reason}"
+        case Attachment.STOPPING:
+            return "giving stream attachment back to Tor"
+        case Attachment.BALANCING if built == 0:
+            return (
+                f"no circuit is usable, {_WHEN_NONE[policy.failover.when_none]}: 0 of {wanted} circuits built"
+            )
+        case Attachment.BALANCING:
+            return (
+                f"balancing {_plural(snapshot.streams_active, 'stream')} over {built} of {wanted} circuits, "
+                f"{snapshot.algorithm}"
+            )
+    return f"Tor assigns streams: {built} of {wanted} circuits built"
+
+
+def status_document(
+    snapshot: PoolSnapshot, policy: Policy, *, reason: str, tor_version: str
+) -> dict[str, Any]:
+    """What ``circuitloom status --json`` prints.
+
+    Args:
+        snapshot: The pool's state.
+        policy: What is asked for.
+        reason: The status line.
+        tor_version: As Tor told it.
+    """
+    return {
+        "version": STATUS_VERSION,
+        "state": snapshot.state,
+        "since_seconds": round(snapshot.since_seconds, 3),
+        "reason": reason,
+        "algorithm": snapshot.algorithm,
+        "tor": {
+            "connected": snapshot.state in {Attachment.RELEASED, Attachment.BALANCING},
+            "version": tor_version or None,
+            "control": str(policy.tor.control),
+        },
+        "circuits": [_rounded(dataclasses.asdict(circuit)) for circuit in snapshot.circuits],
+        "streams": {
+            "active": snapshot.streams_active,
+            "waiting": snapshot.streams_waiting,
+            "attached_total": snapshot.attached_total,
+            "released_total": snapshot.released_total,
+            "failed_total": snapshot.failed_total,
+        },
+    }
+
+
+def status_table(document: Mapping[str, Any]) -> str:
+    """What ``circuitloom status`` prints, from the document; reads well in 80 columns without colour."""
+    streams = document["streams"]
+    tor = document["tor"]
+    head = [
+        f"{document['state'].upper()} for {_duration(document['since_seconds'])}: {document['reason']}",
+        f"Tor {tor['version'] or '?'} at {tor['control']}",
+        "",
+    ]
+    rows: list[tuple[str, ...]] = [
+        ("CIRCUIT", "ID", "STATE", "AGE", "STREAMS", "ATTACHED", "FAILED", "SHARE", "WEIGHT")
+    ]
+    rows += [_row(circuit) for circuit in document["circuits"]]
+    tail = (
+        f"{streams['active']} streams, {streams['waiting']} waiting; since the start "
+        f"{streams['attached_total']} attached, {streams['released_total']} left to Tor, "
+        f"{streams['failed_total']} failed"
+    )
+    return "\n".join([*head, *_columns(rows), "", tail])
+
+
+def _row(circuit: Mapping[str, Any]) -> tuple[str, ...]:
+    name = circuit["name"] + (" (backup)" if circuit["role"] == "backup" else "")
+    age = circuit["age_seconds"]
+    return (
+        name,
+        circuit["circuit_id"] or "-",
+        circuit["state"],
+        "-" if age is None else _duration(age),
+        str(circuit["streams"]),
+        str(circuit["attached_total"]),
+        str(circuit["failed_total"]),
+        f"{circuit['share']:.1%}",
+        f"{circuit['weight_share']:.1%}",
+    )
+
+
+def _columns(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    """Align: words to the left, numbers to the right."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = []
+    for row in rows:
+        cells = [
+            cell.ljust(width) if column in {0, 2} else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append("  ".join(cells).rstrip())
+    return lines
+
+
+def _rounded(circuit: dict[str, Any]) -> dict[str, Any]:
+    for key in ("age_seconds", "share", "weight_share"):
+        if circuit[key] is not None:
+            circuit[key] = round(circuit[key], 4)
+    return circuit
+
+
+def _plural(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def _duration(seconds: float) -> str:
+    whole = int(seconds)
+    for size, unit, smaller, smaller_unit in (
+        (86400, "d", 3600, "h"),
+        (3600, "h", 60, "m"),
+        (60, "m", 1, "s"),
+    ):
+        if whole >= size:
+            return f"{whole // size}{unit}{whole % size // smaller:02d}{smaller_unit}"
+    return f"{whole}s"
