@@ -7,15 +7,18 @@ Runs on the hosts with Debian's own Python and nothing else: one file, standard 
     until TARGET SECONDS try new streams until one works: how long until streams work again
     option               what Tor says about __LeaveStreamsUnattached, and how many streams wait for a controller
     circuits             the circuits that Tor has BUILT, by id
+    tree                 every file of the host that is not state: path -> kind, mode, owner, content
 
 Each prints one JSON object.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import socket
+import stat
 import sys
 import time
 from typing import Any
@@ -23,6 +26,9 @@ from typing import Any
 CONTROL = os.environ.get("GUEST_CONTROL", "/run/tor/control")
 COOKIE = os.environ.get("GUEST_COOKIE", "/run/tor/control.authcookie")
 SOCKS = os.environ.get("GUEST_SOCKS", "/run/tor/socks")
+# What a running system writes by itself, or a package manager about packages.
+STATE = """/dev /proc /root/.ansible /run /srv /sys /tmp /var/backups /var/cache /var/lib/apt /var/lib/dpkg
+    /var/lib/systemd /var/lib/tor /var/log /var/tmp""".split()
 STREAM_SECONDS = 20.0  # a stream of the private network takes under 0.1 s; more means that nobody attached it
 
 
@@ -187,6 +193,29 @@ def circuits() -> dict[str, Any]:
     return {"built": Control().circuits()}
 
 
+def tree() -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for folder, folders, files in os.walk("/"):
+        folders[:] = [name for name in folders if os.path.join(folder, name) not in STATE]
+        for path in [os.path.join(folder, name) for name in folders + files]:
+            about = os.lstat(path)
+            content = ""
+            if stat.S_ISLNK(about.st_mode):
+                content = os.readlink(path)
+            elif stat.S_ISREG(about.st_mode):
+                with open(path, "rb") as file:
+                    content = hashlib.sha256(file.read()).hexdigest()
+            found[path] = [oct(about.st_mode), about.st_uid, about.st_gid, content]
+    return found
+
+
 if __name__ == "__main__":
-    commands = {"spread": spread, "hold": hold, "until": until, "option": option, "circuits": circuits}
+    commands = {
+        "spread": spread,
+        "hold": hold,
+        "until": until,
+        "option": option,
+        "circuits": circuits,
+        "tree": tree,
+    }
     print(json.dumps(commands[sys.argv[1]](*sys.argv[2:])))
