@@ -1,8 +1,9 @@
-"""Several real Debian hosts and a private Tor network on one machine, for the tests of the role and the units.
+"""Several real Debian hosts and a private Tor network on one machine, to test the role and the units.
 
-A lab is one set of network namespaces joined by a bridge: the controller (where ansible-playbook and ssh run), a
-private Tor network (authorities, relays, an echo server) and up to three systemd-nspawn hosts. No namespace has a
-default route, so nothing in a lab can reach anything outside it, the public Tor network least of all.
+A lab is one set of network namespaces joined by a bridge: the controller (where ansible-playbook and ssh
+run), a private Tor network (authorities, relays, an echo server) and up to three systemd-nspawn hosts. No
+namespace has a default route, so nothing in a lab can reach anything outside it, the public Tor network
+least of all.
 
 | module | what lives there |
 |---|---|

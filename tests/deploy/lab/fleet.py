@@ -73,15 +73,15 @@ class Fleet:
 
     def first_contact(self) -> None:
         """Bring the virgin hosts to balancing, and keep what each step said."""
-        secrets = {
+        secrets: dict[str, Any] = {
             "circuitloom_control_password": PASSWORD,
             "circuitloom_tor_settings": {**self.variables()["circuitloom_tor_settings"], **SECRET_SETTINGS},
         }
         self.tree_before = self.hosts["b"].guest("tree")
         self.history["check"] = self.play("--check", "--diff", **secrets)
         self.traces_of_check = self.hosts["a"].run(
-            "ls -d /opt/circuitloom /etc/circuitloom /etc/systemd/system/*circuitloom* /etc/systemd/system/tor*"
-            " /usr/bin/tor /etc/tor/torrc.d 2>/dev/null",
+            "ls -d /opt/circuitloom /etc/circuitloom /etc/systemd/system/*circuitloom*"
+            " /etc/systemd/system/tor* /usr/bin/tor /etc/tor/torrc.d 2>/dev/null",
             check=False,
         )
         self.history["first"] = self.play("--diff", **secrets)
@@ -157,7 +157,9 @@ def spread(host: Host, network: TorNetwork, count: int) -> dict[str, int]:
     names = {circuit["circuit_id"]: circuit["name"] for circuit in status(host)["circuits"]}
     seen = host.guest("spread", network.echo, str(count))
     assert seen["failures"] == []
-    return {names.get(circuit, f"Tor's own {circuit}"): number for circuit, number in seen["per_circuit"].items()}
+    return {
+        names.get(circuit, f"Tor's own {circuit}"): number for circuit, number in seen["per_circuit"].items()
+    }
 
 
 @dataclass
@@ -177,7 +179,7 @@ class HeldStream:
         before = self.progress()["echoes"]
         self.host.run("sleep 1")
         now = self.progress()
-        return now["fault"] == "" and now["echoes"] > before
+        return not now["fault"] and int(now["echoes"]) > int(before)
 
     def end(self) -> None:
         """Close it."""

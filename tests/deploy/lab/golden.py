@@ -1,7 +1,7 @@
-"""The golden roots: one Debian root file system per release, built once and used as the lower layer of every host.
+"""The golden roots: one Debian root file system per release, the lower layer of every host.
 
-They live in a cache directory (`$XDG_CACHE_HOME/circuitloom/roots`, `~/.cache/...` without it), keyed by the
-release and a hash of the script that builds them; building one takes one to two minutes.
+They live in a cache directory (`$XDG_CACHE_HOME/circuitloom/roots`, `~/.cache/...` without it), keyed by
+the release and a hash of the script that builds them; building one takes one to two minutes.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def cache_directory() -> Path:
 
 
 def _mirrors() -> tuple[str, str]:
-    """Return the Debian mirror and the security mirror ('' when there is none) of this machine's apt sources."""
+    """Return Debian's mirror and its security mirror ('' when there is none), from this machine's apt."""
     listing = run(
         ["apt-get", "indextargets", "--format", "$(LABEL)|$(REPO_URI)|$(COMPONENT)", "Created-By: Packages"],
         timeout=60,
@@ -38,7 +38,9 @@ def _mirrors() -> tuple[str, str]:
         if component == "main":
             found.setdefault(label, address)
     if "Debian" not in found:
-        raise LabError("this machine's apt sources name no Debian mirror (or apt-get update never ran): no golden root")
+        raise LabError(
+            "this machine's apt sources name no Debian mirror (or apt-get update never ran): no golden root"
+        )
     return found["Debian"], found.get("Debian-Security", "")
 
 

@@ -2,10 +2,10 @@
 
 Runs on the hosts with Debian's own Python and nothing else: one file, standard library only. Commands:
 
-    spread TARGET N      open N streams at once, hold them, count them per circuit as Tor reports them, close them
-    hold TARGET FILE     keep one stream open until FILE.stop exists, an echo every 0.1 s; progress goes to FILE
+    spread TARGET N      open N streams at once, count them per circuit as Tor reports them, close them
+    hold TARGET FILE     keep one stream open until FILE.stop exists; every 0.1 s an echo, told in FILE
     until TARGET SECONDS try new streams until one works: how long until streams work again
-    option               what Tor says about __LeaveStreamsUnattached, and how many streams wait for a controller
+    option               __LeaveStreamsUnattached by Tor's word, and how many streams wait
     circuits             the circuits that Tor has BUILT, by id
     tree                 every file of the host that is not state: path -> kind, mode, owner, content
 
@@ -21,14 +21,22 @@ import socket
 import stat
 import sys
 import time
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 CONTROL = os.environ.get("GUEST_CONTROL", "/run/tor/control")
 COOKIE = os.environ.get("GUEST_COOKIE", "/run/tor/control.authcookie")
 SOCKS = os.environ.get("GUEST_SOCKS", "/run/tor/socks")
 # What a running system writes by itself, or a package manager about packages.
-STATE = """/dev /proc /root/.ansible /run /srv /sys /tmp /var/backups /var/cache /var/lib/apt /var/lib/dpkg
-    /var/lib/systemd /var/lib/tor /var/log /var/tmp""".split()
+STATE = {
+    f"/{path}"
+    for path in (
+        *("dev", "proc", "root/.ansible", "run", "srv", "sys", "tmp"),
+        *("var/backups", "var/cache", "var/lib/apt", "var/lib/dpkg", "var/lib/systemd", "var/lib/tor"),
+        *("var/log", "var/tmp"),
+    )
+}
 STREAM_SECONDS = 20.0  # a stream of the private network takes under 0.1 s; more means that nobody attached it
 
 
@@ -40,8 +48,7 @@ class Control:
         self._socket.settimeout(10)
         self._socket.connect(CONTROL)
         self._lines = self._socket.makefile("r", encoding="utf-8", newline="\r\n")
-        with open(COOKIE, "rb") as cookie:
-            self.ask(f"AUTHENTICATE {cookie.read().hex()}")
+        self.ask(f"AUTHENTICATE {Path(COOKIE).read_bytes().hex()}")
 
     def ask(self, command: str) -> list[str]:
         """Send a command and return the lines of its reply, without codes."""
@@ -56,7 +63,7 @@ class Control:
                     lines.append(line)
                 continue
             if not line.startswith("250"):
-                raise SystemExit(f"{command.split()[0]}: {line}")
+                raise SystemExit(f"{command.split(maxsplit=1)[0]}: {line}")
             if line[3:4] == " ":
                 return [*lines, line[4:]]
             data = line[3:4] == "+"
@@ -74,7 +81,7 @@ class Control:
     def circuits(self) -> list[str]:
         """Return the ids of the circuits that are BUILT."""
         lines = (line.removeprefix("circuit-status=") for line in self.ask("GETINFO circuit-status"))
-        return [line.split()[0] for line in lines if " BUILT " in line]
+        return [line.partition(" ")[0] for line in lines if " BUILT " in line]
 
 
 def stream(target: str) -> socket.socket:
@@ -128,9 +135,8 @@ def receive(link: socket.socket, count: int) -> bytes:
 
 def spread(target: str, count: str) -> dict[str, Any]:
     host, _, port = target.rpartition(":")
-    links, failures = [], []
-    for _ in range(int(count)):
-        links.append(begin(host, int(port)))
+    failures = []
+    links = [begin(host, int(port)) for _ in range(int(count))]
     for link in links:
         try:
             finish(link)
@@ -148,22 +154,23 @@ def spread(target: str, count: str) -> dict[str, Any]:
 def hold(target: str, file: str) -> dict[str, Any]:
     link = stream(target)
     echoes, fault = 0, ""
-    while not os.path.exists(f"{file}.stop"):
+
+    def tell() -> None:
+        # Renamed into place, so that a reader never sees half of it.
+        Path(f"{file}.new").write_text(json.dumps({"echoes": echoes, "fault": fault}))
+        Path(f"{file}.new").rename(file)
+
+    while not Path(f"{file}.stop").exists():
         try:
             echo(link)
         except OSError as error:
             fault = str(error) or type(error).__name__
             break
         echoes += 1
-        with open(f"{file}.new", "w", encoding="utf-8") as progress:
-            json.dump({"echoes": echoes, "fault": ""}, progress)
-        os.replace(f"{file}.new", file)
+        tell()
         time.sleep(0.1)
-    result = {"echoes": echoes, "fault": fault}
-    with open(f"{file}.new", "w", encoding="utf-8") as progress:
-        json.dump(result, progress)
-    os.replace(f"{file}.new", file)
-    return result
+    tell()
+    return {"echoes": echoes, "fault": fault}
 
 
 def until(target: str, seconds: str) -> dict[str, Any]:
@@ -185,7 +192,9 @@ def until(target: str, seconds: str) -> dict[str, Any]:
 def option() -> dict[str, Any]:
     control = Control()
     value = control.ask("GETCONF __LeaveStreamsUnattached")[0].partition("=")[2]
-    waiting = sum(status in {"NEW", "NEWRESOLVE"} and circuit == "0" for status, circuit, _ in control.streams())
+    waiting = sum(
+        status in {"NEW", "NEWRESOLVE"} and circuit == "0" for status, circuit, _ in control.streams()
+    )
     return {"value": value, "waiting": waiting}
 
 
@@ -196,21 +205,20 @@ def circuits() -> dict[str, Any]:
 def tree() -> dict[str, Any]:
     found: dict[str, Any] = {}
     for folder, folders, files in os.walk("/"):
-        folders[:] = [name for name in folders if os.path.join(folder, name) not in STATE]
-        for path in [os.path.join(folder, name) for name in folders + files]:
-            about = os.lstat(path)
+        folders[:] = [name for name in folders if str(Path(folder) / name) not in STATE]
+        for path in [Path(folder) / name for name in folders + files]:
+            about = path.lstat()
             content = ""
             if stat.S_ISLNK(about.st_mode):
-                content = os.readlink(path)
+                content = str(path.readlink())
             elif stat.S_ISREG(about.st_mode):
-                with open(path, "rb") as file:
-                    content = hashlib.sha256(file.read()).hexdigest()
-            found[path] = [oct(about.st_mode), about.st_uid, about.st_gid, content]
+                content = hashlib.sha256(path.read_bytes()).hexdigest()
+            found[str(path)] = [oct(about.st_mode), about.st_uid, about.st_gid, content]
     return found
 
 
 if __name__ == "__main__":
-    commands = {
+    commands: dict[str, Callable[..., dict[str, Any]]] = {
         "spread": spread,
         "hold": hold,
         "until": until,
@@ -218,4 +226,4 @@ if __name__ == "__main__":
         "circuits": circuits,
         "tree": tree,
     }
-    print(json.dumps(commands[sys.argv[1]](*sys.argv[2:])))
+    sys.stdout.write(json.dumps(commands[sys.argv[1]](*sys.argv[2:])) + "\n")

@@ -77,8 +77,20 @@ class Host:
         command = self.lab.inside(
             self.name,
             [
-                *("systemd-nspawn", "--quiet", "--directory", self.root, f"--machine={self.lab.name}-{self.name}"),
-                *(f"--hostname={self.name}", "--boot", f"--network-namespace-path={self.lab.namespace(self.name)}"),
+                *(
+                    "systemd-nspawn",
+                    "--quiet",
+                    "--directory",
+                    self.root,
+                    f"--machine={self.lab.name}-{self.name}",
+                ),
+                *(
+                    f"--hostname={self.name}",
+                    "--boot",
+                    f"--network-namespace-path={self.lab.namespace(self.name)}",
+                ),
+                # A real host has it, and systemd needs it for PrivateNetwork=; the namespace is its own.
+                "--capability=CAP_NET_ADMIN",
                 *("--register=no", "--keep-unit", "--console=pipe", "--resolv-conf=off", "--timezone=off"),
             ],
             network=False,
@@ -125,7 +137,9 @@ class Host:
         ]
         return run(self.lab.inside("ctl", words), timeout=timeout, check=check, stdin=stdin)
 
-    def run(self, command: str, *, timeout: float = 60.0, check: bool = True, stdin: str | None = None) -> str:
+    def run(
+        self, command: str, *, timeout: float = 60.0, check: bool = True, stdin: str | None = None
+    ) -> str:
         """Run a shell command on the host and return what it printed."""
         return self.ssh(command, timeout=timeout, check=check, stdin=stdin).stdout
 

@@ -1,8 +1,8 @@
 """One lab: its names, network namespaces, control groups and state directory; and how all of it goes away.
 
-Everything a lab makes carries the lab's name (`clab-<six hex digits>`), so that `remove` finds it without any
-record but the name. A second process, the reaper, holds the reading end of a pipe from pytest and calls `remove`
-when the pipe closes: at the end of a run, on Ctrl-C, and when pytest is killed.
+Everything a lab makes carries the lab's name (`clab-<six hex digits>`), so that `remove` finds it without
+any record but the name. A second process, the reaper, holds the reading end of a pipe from pytest and calls
+`remove` when the pipe closes: at the end of a run, on Ctrl-C, and when pytest is killed.
 """
 
 from __future__ import annotations
@@ -25,13 +25,15 @@ from deploy.lab.shell import LabError, run
 # One subnet inside the lab's own namespaces; it exists nowhere else on the machine.
 SUBNET = "10.98.0"
 ADDRESSES = {"ctl": f"{SUBNET}.1", "tor": f"{SUBNET}.2"}
-ECHO_ADDRESS = f"{SUBNET}.3"  # a second address of the Tor namespace: an exit refuses to reach a relay's own address
+ECHO_ADDRESS = (
+    f"{SUBNET}.3"  # a second address of the Tor namespace: an exit refuses to reach a relay's own address
+)
 KILL_SECONDS = 10.0  # from SIGKILL to an empty control group; milliseconds in practice
 NSPAWN_STATE = Path("/run/systemd/nspawn")
 
 
 def _hierarchies() -> list[Path]:
-    """Return the cgroup trees a host needs a group in: the one of cgroup2, or the named and the unified of a hybrid."""
+    """Return the trees a host needs a group in: that of cgroup2, or the named and the unified of a hybrid."""
     base = Path("/sys/fs/cgroup")
     if (base / "cgroup.controllers").exists():
         return [base]
@@ -53,7 +55,7 @@ class Lab:
 
     @classmethod
     def create(cls) -> Lab:
-        """Make an empty lab: bridge and controller; the reaper comes first, so nothing is ever left behind."""
+        """Make an empty lab: bridge and controller; the reaper comes first, so nothing is left behind."""
         name = f"clab-{secrets.token_hex(3)}"
         directory = cache_directory() / "labs" / name
         directory.mkdir(parents=True)
@@ -88,8 +90,10 @@ class Lab:
         run(["ip", "netns", "add", f"{self.name}-{member}"], timeout=30)
         self._ip(member, "link", "set", "lo", "up")
         run(
-            ["ip", "link", "add", "host0", "netns", f"{self.name}-{member}"]
-            + ["type", "veth", "peer", "name", f"p-{member}", "netns", f"{self.name}-sw"],
+            [
+                *("ip", "link", "add", "host0", "netns", f"{self.name}-{member}"),
+                *("type", "veth", "peer", "name", f"p-{member}", "netns", f"{self.name}-sw"),
+            ],
             timeout=30,
         )
         self._ip("sw", "link", "set", f"p-{member}", "master", "br0", "up")

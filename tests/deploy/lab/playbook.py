@@ -108,8 +108,10 @@ def play(
     done = run(
         lab.inside(
             "ctl",
-            ["ansible-playbook", "-i", folder / "inventory.yml", "-e", f"@{folder / 'variables.json'}"]
-            + [*options, playbook],
+            [
+                *("ansible-playbook", "-i", str(folder / "inventory.yml")),
+                *("-e", f"@{folder / 'variables.json'}", *options, str(playbook)),
+            ],
         ),
         timeout=PLAY_SECONDS,
         check=False,

@@ -1,7 +1,7 @@
 """Removes a lab when the process that made it goes away: `python -m deploy.lab.reaper NAME DIRECTORY`.
 
-It reads standard input, a pipe whose other end only pytest holds, and does its work at the end of file; a pytest
-that is killed closes the pipe as well as one that finishes.
+It reads standard input, a pipe whose other end only pytest holds, and does its work at the end of file; a
+pytest that is killed closes the pipe as well as one that finishes.
 """
 
 from __future__ import annotations

@@ -55,8 +55,9 @@ def run(
             cwd=cwd,
         )
     except subprocess.TimeoutExpired as expired:
-        printed = expired.stdout or b""
-        text = printed.decode(errors="replace") if isinstance(printed, bytes) else printed
+        # Bytes even in text mode, when there are any: that is how CPython hands them over.
+        printed = expired.stdout
+        text = printed.decode(errors="replace") if isinstance(printed, bytes) else ""
         raise LabError(f"{' '.join(words)}: not done after {timeout:g} s\n{text[-OUTPUT_TAIL:]}") from expired
     except OSError as error:
         raise LabError(f"{' '.join(words)}: {error}") from error

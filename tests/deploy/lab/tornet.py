@@ -1,4 +1,4 @@
-"""The private Tor network of a lab: three authorities and a few exit relays in one namespace, and an echo server.
+"""The private Tor network of a lab: authorities and exit relays in one namespace, and an echo server.
 
 Every node and every client carries the lab's own `DirAuthority` lines, which replace the public ones, and the
 namespace has no route out: no tor of a lab can speak to the public network.
@@ -115,14 +115,18 @@ class TorNetwork:
         keys = directory / "keys"
         keys.mkdir(mode=0o700)
         run(
-            ["tor-gencert", "--create-identity-key", "--passphrase-fd", "0", "-m", "12"]
-            + ["-a", f"{ADDRESS}:{5050 + number}", "-i", str(keys / "authority_identity_key")]
-            + ["-s", str(keys / "authority_signing_key"), "-c", str(keys / "authority_certificate")],
+            [
+                *("tor-gencert", "--create-identity-key", "--passphrase-fd", "0", "-m", "12"),
+                *("-a", f"{ADDRESS}:{5050 + number}", "-i", keys / "authority_identity_key"),
+                *("-s", keys / "authority_signing_key", "-c", keys / "authority_certificate"),
+            ],
             timeout=60,
             stdin="x\n",
         )
         certificate = (keys / "authority_certificate").read_text()
-        identity = next(line.split()[1] for line in certificate.splitlines() if line.startswith("fingerprint "))
+        identity = next(
+            line.split()[1] for line in certificate.splitlines() if line.startswith("fingerprint ")
+        )
         # A throw-away torrc: --list-fingerprint makes the relay key, and must not contact anybody to do so.
         (directory / "torrc").write_text(
             f"{_COMMON}DataDirectory {directory}\nORPort {ADDRESS}:{5000 + number}\n"
@@ -173,4 +177,6 @@ class TorNetwork:
                     return
             time.sleep(0.5)
         log = (authority / "log").read_text(errors="replace")[-3000:]
-        raise LabError(f"the private Tor network has {exits} of {RELAYS} exits after {CONSENSUS_SECONDS:g} s\n{log}")
+        raise LabError(
+            f"the private Tor network has {exits} of {RELAYS} exits after {CONSENSUS_SECONDS:g} s\n{log}"
+        )
