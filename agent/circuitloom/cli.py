@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import dataclasses
+import io
 import json
 import os
 import sys
@@ -18,7 +20,7 @@ from collections.abc import Sequence
 from circuitloom import __version__, logs
 from circuitloom.admin import ask
 from circuitloom.errors import CircuitloomError, PolicyError
-from circuitloom.policy import check_policy, read_policy, schema_text
+from circuitloom.policy import check_policy, read_policy, read_source, schema_text
 from circuitloom.policy.types import DEFAULT_ADMIN_SOCKET, TorControl
 from circuitloom.release import give_back
 from circuitloom.service import Service
@@ -47,6 +49,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
+    for stream in (sys.stdout, sys.stderr):
+        # A policy's text may be quoted back at a terminal that cannot show it.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     options = _parser().parse_args(arguments)
     try:
         code = options.command(options)
@@ -67,9 +73,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _check(options: argparse.Namespace) -> int:
-    _, warnings = check_policy(options.policy)
+    _, warnings = check_policy(read_source(options.policy), name=options.policy)
     for warning in warnings:
-        print(f"{warning.file}:{warning.line}:{warning.column}: warning: {warning.path}: {warning.message}")
+        print(dataclasses.replace(warning, path=f"warning: {warning.path}"))
     return 0
 
 

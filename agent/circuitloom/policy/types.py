@@ -116,7 +116,7 @@ class Slot:
 
 @dataclass(frozen=True, slots=True)
 class Rebuild:
-    """Backoff between failed builds of one circuit: doubling from initial to max, spread by jitter (0 to 1)."""
+    """Backoff between failed builds of a circuit: doubling from initial to max, spread by jitter (0 to 1)."""
 
     initial_seconds: float = 1.0
     max_seconds: float = 60.0
@@ -129,8 +129,8 @@ class Failover:
 
     Attributes:
         when_none: What happens to streams while no circuit is usable.
-        min_active: Below this many usable active circuits, backup circuits take streams as well; also how many
-            must be BUILT before attachment is taken over from Tor.
+        min_active: Below this many usable active circuits, backup circuits take streams as well; also how
+            many must be BUILT before attachment is taken over from Tor.
         rebuild: Backoff of builds.
     """
 

@@ -5,7 +5,8 @@ Rules of this file:
 * A *slot* is a circuit as the policy names it; Tor's circuits come and go in it.
 * A circuit goes LAUNCHED -> BUILT -> DRAINING -> CLOSED, may skip states, and never goes back.
 * A circuit is in the chooser exactly while it may take a stream: BUILT, below its limit, in a tier in use.
-* A slot makes before it breaks: a circuit that no longer fits the policy serves until its successor is BUILT.
+* Make before break: a circuit that no longer fits the policy serves until its successor is BUILT, and the
+  circuits of slots that a reload removed serve until enough of the new ones are.
 * A slot that loses a working circuit builds at once; one whose circuits fail waits, longer each time.
 """
 
@@ -58,6 +59,7 @@ class Circuits:
         self._algorithm = policy.balance.algorithm
         self._chooser: Chooser = CHOOSERS[self._algorithm]()
         self.slots: dict[str, SlotState] = {slot.name: SlotState(slot) for slot in policy.slots}
+        self._outgoing: dict[str, SlotState] = {}
         self.by_id: dict[CircuitId, Circuit] = {}
         self._builds: dict[int, Circuit] = {}
         self._build_number = 0
@@ -84,7 +86,9 @@ class Circuits:
     @property
     def is_usable(self) -> bool:
         """Whether at least one circuit that may serve is BUILT, full or not."""
-        return self.active_built > 0 or (self.backups_serve and self.backup_built > 0)
+        return (
+            self.active_built > 0 or (self.backups_serve and self.backup_built > 0) or bool(self._outgoing)
+        )
 
     def choose(self, exclude: Collection[str]) -> Circuit | None:
         """The circuit for the next stream, or None when there is none below its limit."""
@@ -212,7 +216,7 @@ class Circuits:
         """The circuit is gone, or of no more use; its slot builds another."""
         if circuit.state is CircuitState.LAUNCHED:
             self._build_failed(circuit, reason, now)
-        elif circuit is circuit.slot.circuit:
+        elif circuit is circuit.slot.circuit and self._is_kept(circuit.slot):
             state = circuit.slot
             lived_seconds = now - circuit.built_at
             self._forget(circuit)
@@ -249,7 +253,8 @@ class Circuits:
         """Keep what both policies name, build what is new, drain what is gone."""
         self._rebuild = policy.failover.rebuild
         self._min_active = policy.failover.min_active
-        old = self.slots
+        old = self._outgoing | self.slots
+        self._outgoing = {}
         self.slots = {}
         for slot in policy.slots:
             state = old.pop(slot.name, None) or SlotState(slot)
@@ -260,14 +265,15 @@ class Circuits:
                 self._abandon(state.building)
             if is_moved and state.circuit is not None:
                 state.is_outdated = True
-        for state in old.values():
+        for name, state in old.items():
             if state.building is not None:
                 self._abandon(state.building)
             if state.circuit is not None:
-                self._drain(state.circuit)
+                self._outgoing[name] = state
         self._wanted.clear()
         self._algorithm = policy.balance.algorithm
         self._restart_chooser()
+        self._dismiss_outgoing()
         for state in self.slots.values():
             if state.retry_at is None:
                 self._want(state)
@@ -329,6 +335,7 @@ class Circuits:
         self._offer(circuit)
         if predecessor is not None:
             self._drain(predecessor)
+        self._dismiss_outgoing()
         self._fill(now)
 
     def _build_failed(self, circuit: Circuit, reason: str, now: float) -> None:
@@ -380,7 +387,20 @@ class Circuits:
             circuit.slot.circuit = None
         if was_built:
             self._tiers_changed(circuit.slot, -1)
+        self._outgoing = {name: state for name, state in self._outgoing.items() if state is not circuit.slot}
         self._offer(circuit)
+
+    def _is_kept(self, state: SlotState) -> bool:
+        """Whether the policy of now names the slot."""
+        return self.slots.get(state.slot.name) is state
+
+    def _dismiss_outgoing(self) -> None:
+        """The circuits of the policy itself suffice: those of its predecessor take no more streams."""
+        if self.is_ready:
+            outgoing, self._outgoing = self._outgoing, {}
+            for state in outgoing.values():
+                if state.circuit is not None:
+                    self._drain(state.circuit)
 
     # --- the chooser ---------------------------------------------------------------------------------------
 
@@ -389,7 +409,7 @@ class Circuits:
         return (
             circuit.state is CircuitState.BUILT
             and circuit.streams < slot.max_streams
-            and (slot.role is Role.ACTIVE or self.backups_serve)
+            and (slot.role is Role.ACTIVE or self.backups_serve or slot.name in self._outgoing)
         )
 
     def _offer(self, circuit: Circuit) -> None:
@@ -406,6 +426,8 @@ class Circuits:
 
     def _tiers_changed(self, state: SlotState, change: int) -> None:
         """Count a circuit in its tier; when the floor is crossed, backup circuits join or leave."""
+        if not self._is_kept(state):
+            return
         backups_served = self.backups_serve
         if state.slot.role is Role.ACTIVE:
             self.active_built += change
@@ -434,7 +456,7 @@ class Circuits:
 
     def _is_stale(self, entry: tuple[float, int, SlotState]) -> bool:
         at, _, state = entry
-        if self.slots.get(state.slot.name) is not state:
+        if not self._is_kept(state):
             return True
         if state.building is not None:
             return state.building.deadline != at

@@ -375,7 +375,8 @@ class Pool:
         elif self._attachment is Attachment.BALANCING and not self._circuits.is_usable:
             if self._policy.failover.when_none is WhenNone.TOR:
                 self._give_back(Attachment.RELEASED, "no circuit is usable", now)
-            return
+            if self._policy.failover.when_none is not WhenNone.REJECT:
+                return
         if self._waiting and self._attachment is Attachment.BALANCING:
             for stream in list(self._waiting.values()):
                 self._serve(stream)

@@ -1,0 +1,111 @@
+"""Bytes to a checked ``Policy``, or to every fault they have."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from circuitloom.errors import Fault, PolicyError
+from circuitloom.policy.document import parse_document
+from circuitloom.policy.schema import fill_defaults, load_schema
+from circuitloom.policy.schema_faults import find_schema_faults, to_data
+from circuitloom.policy.semantics import find_semantic_faults, find_warnings, slot_names
+from circuitloom.policy.source import decode, read_source
+from circuitloom.policy.types import (
+    Admin,
+    Algorithm,
+    Balance,
+    Failover,
+    Log,
+    LogFormat,
+    LogLevel,
+    Policy,
+    Rebuild,
+    Role,
+    Slot,
+    TorControl,
+    WhenNone,
+)
+from circuitloom.policy.values import parse_control, parse_duration, parse_fingerprint, parse_percentage
+
+__all__ = ["check_policy", "parse_policy", "read_policy"]
+
+# Two, so that there is something to balance when the agent takes over; with one active circuit, one.
+_DEFAULT_MIN_ACTIVE = 2
+
+
+def check_policy(data: bytes, *, name: str) -> tuple[Policy, tuple[Fault, ...]]:
+    """Judges a policy and returns it with its warnings, sorted by place.
+
+    Args:
+        data: The YAML text, as read.
+        name: What to call it in faults: usually the file's name.
+
+    Raises:
+        PolicyError: It has faults; all of them are in it, of the YAML, of single values and of their fit.
+    """
+    document = parse_document(decode(data, name), name)
+    schema_faults, faulty = find_schema_faults(document)
+    faults = {*document.faults, *schema_faults, *find_semantic_faults(document, faulty)}
+    if faults:
+        raise PolicyError(sorted(faults))
+    policy = _build(fill_defaults(to_data(document.root), load_schema()))
+    return policy, tuple(sorted(find_warnings(document, policy)))
+
+
+def parse_policy(data: bytes, *, name: str) -> Policy:
+    """The policy of ``check_policy``, without its warnings.
+
+    Raises:
+        PolicyError: It has faults.
+    """
+    return check_policy(data, name=name)[0]
+
+
+def read_policy(path: str | os.PathLike[str]) -> Policy:
+    """Reads and judges a policy file.
+
+    Raises:
+        PolicyError: It cannot be read, or has faults.
+    """
+    return parse_policy(read_source(path), name=os.fspath(path))
+
+
+def _build(data: dict[str, Any]) -> Policy:
+    """The dataclasses of a document without faults, with the schema's defaults filled in."""
+    default_max_streams = data["balance"]["max_streams"]
+    slots = tuple(slot for entry in data["circuits"] for slot in _build_slots(entry, default_max_streams))
+    active = sum(slot.role is Role.ACTIVE for slot in slots)
+    rebuild = data["failover"]["rebuild"]
+    return Policy(
+        slots=slots,
+        tor=TorControl(
+            control=parse_control(data["tor"]["control"]), password_file=data["tor"].get("password_file")
+        ),
+        balance=Balance(Algorithm(data["balance"]["algorithm"])),
+        failover=Failover(
+            when_none=WhenNone(data["failover"]["when_none"]),
+            min_active=data["failover"].get("min_active", min(_DEFAULT_MIN_ACTIVE, active)),
+            rebuild=Rebuild(
+                initial_seconds=parse_duration(rebuild["initial"]),
+                max_seconds=parse_duration(rebuild["max"]),
+                jitter=parse_percentage(rebuild["jitter"]),
+            ),
+        ),
+        log=Log(level=LogLevel(data["log"]["level"]), format=LogFormat(data["log"]["format"])),
+        admin=Admin(data["admin"]["socket"]),
+    )
+
+
+def _build_slots(entry: dict[str, Any], default_max_streams: int) -> list[Slot]:
+    path = entry["path"]
+    return [
+        Slot(
+            name=name,
+            weight=entry["weight"],
+            role=Role(entry["role"]),
+            path=None if path == "auto" else tuple(map(parse_fingerprint, path)),
+            max_streams=entry.get("max_streams", default_max_streams),
+        )
+        for name in slot_names(entry["name"], entry["count"])
+    ]

@@ -1,0 +1,243 @@
+"""What the schema cannot say: how the values of a policy must fit together.
+
+Rules of this file:
+
+* Every check runs on documents with other faults as well. It asks ``_Known`` for values, gets None for one
+  that is faulty, and then says nothing: no fault follows from another.
+* Warnings are about policies without a fault: they work, and the operator may not know what they cost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from circuitloom.errors import Fault
+from circuitloom.policy.nodes import Bad, Document, Listing, Mapping, Scalar
+from circuitloom.policy.schema import load_schema
+from circuitloom.policy.types import Algorithm, Policy, Role, TcpAddress
+from circuitloom.policy.values import (
+    ValueFault,
+    check_socket_path,
+    parse_control,
+    parse_duration,
+    parse_fingerprint,
+)
+from circuitloom.policy.wording import Path, quoted
+
+__all__ = ["MAX_CIRCUITS", "find_semantic_faults", "find_warnings", "slot_names"]
+
+# Each circuit costs its relays a handshake at every start, and memory; a thousand from one client is far more
+# than the network expects of its users.
+MAX_CIRCUITS = 1000
+
+# Below 10 ms a failing path would be tried about as fast as Tor can fail it; after a day nobody waits.
+_MIN_WAIT_SECONDS, _MAX_WAIT_SECONDS = 0.01, 86_400.0
+
+
+def find_semantic_faults(document: Document, faulty: frozenset[Path]) -> Iterator[Fault]:
+    """Judges how the values fit together.
+
+    Args:
+        document: The policy, which may have faults.
+        faulty: Paths of values that the schema has already refused.
+    """
+    known = _Known(document, faulty)
+    yield from _control_faults(known)
+    yield from _socket_faults(known)
+    yield from _rebuild_faults(known)
+    circuits = _read_circuits(known)
+    yield from _weight_faults(known, circuits)
+    yield from _path_faults(known, circuits)
+    yield from _name_faults(known, circuits)
+    yield from _number_faults(known, circuits)
+
+
+def find_warnings(document: Document, policy: Policy) -> Iterator[Fault]:
+    """What works, and may not be what the operator wants; ``policy`` is what ``document`` became."""
+    if isinstance(policy.tor.control, TcpAddress):
+        message = "over TCP a command can wait 40 ms for a delayed acknowledgement: prefer Tor's Unix socket"
+        yield document.fault(("tor", "control"), message)
+    if len(policy.slots) == 1:
+        message = "with one circuit there is nothing to balance and nothing to fail over to: add another"
+        yield document.fault(("circuits",), message)
+    for index in range(len(_items(document, ("circuits",)))):
+        path: Path = ("circuits", index, "path")
+        hops = len(_items(document, path))
+        if hops:
+            message = (
+                "Tor uses no guard where the relays are given: the first of them always sees this client"
+            )
+            yield document.fault(path, message)
+        if hops == 2:
+            message = (
+                "with two hops, two relays are enough to link this client to its destinations: use three"
+            )
+            yield document.fault(path, message)
+
+
+def slot_names(name: str, count: int) -> Sequence[str]:
+    """The names of the circuits that one entry makes."""
+    return [name] if count == 1 else [f"{name}-{number}" for number in range(1, count + 1)]
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """A document's values as far as they can be relied on."""
+
+    document: Document
+    faulty: frozenset[Path]
+
+    def value(self, *path: str | int) -> Any:  # noqa: ANN401 - the schema has judged its type
+        """The value at a path, or the schema's default for it; None if it is faulty or has no default."""
+        sub: dict[str, Any] = load_schema()
+        node = self.document.node_at(path)
+        for length, step in enumerate(path):
+            around = self.document.node_at(path[:length])
+            if not self.is_sound(path[: length + 1]):
+                return None
+            if isinstance(around, Mapping) and around.is_partial and node is None:
+                return None
+            sub = sub["items"] if isinstance(step, int) else sub["properties"][step]
+        return node.value if isinstance(node, Scalar) else sub.get("default")
+
+    def is_sound(self, path: Path) -> bool:
+        """Whether nothing is known against what stands at a path."""
+        return path not in self.faulty and not isinstance(self.document.node_at(path), Bad)
+
+
+@dataclass(frozen=True, slots=True)
+class _Circuit:
+    """One entry of ``circuits``; what is faulty is None."""
+
+    index: int
+    name: str | None
+    weight: int | None
+    count: int | None
+    role: str | None
+
+    def path(self, key: str) -> Path:
+        return ("circuits", self.index, key)
+
+
+def _read_circuits(known: _Known) -> list[_Circuit]:
+    if not known.is_sound(("circuits",)):
+        return []
+    return [
+        _Circuit(index, *(known.value("circuits", index, key) for key in ("name", "weight", "count", "role")))
+        for index in range(len(_items(known.document, ("circuits",))))
+    ]
+
+
+def _items(document: Document, path: Path) -> Sequence[Any]:
+    node = document.node_at(path)
+    return node.items if isinstance(node, Listing) else ()
+
+
+def _control_faults(known: _Known) -> Iterator[Fault]:
+    control, socket = known.value("tor", "control"), known.value("admin", "socket")
+    if control is None:
+        return
+    try:
+        parse_control(control)
+    except ValueFault as fault:
+        yield known.document.fault(("tor", "control"), str(fault))
+    if control == f"unix:{socket}":
+        message = "this is Tor's control socket: give the agent another"
+        yield known.document.fault(("admin", "socket"), message)
+
+
+def _socket_faults(known: _Known) -> Iterator[Fault]:
+    socket = known.value("admin", "socket")
+    if socket is None:
+        return
+    try:
+        check_socket_path(socket)
+    except ValueFault as fault:
+        yield known.document.fault(("admin", "socket"), str(fault))
+
+
+def _rebuild_faults(known: _Known) -> Iterator[Fault]:
+    waits: dict[str, float] = {}
+    for key in ("initial", "max"):
+        path = ("failover", "rebuild", key)
+        text = known.value(*path)
+        if text is None:
+            continue
+        seconds = parse_duration(text)
+        if _MIN_WAIT_SECONDS <= seconds <= _MAX_WAIT_SECONDS:
+            waits[key] = seconds
+        else:
+            yield known.document.fault(path, f"must be from 10ms to 1d, not {quoted(text)}")
+    if len(waits) == 2 and waits["initial"] > waits["max"]:
+        # If only one of the two is written, it is the one to change.
+        key = "max" if known.document.node_at(("failover", "rebuild", "max")) else "initial"
+        initial, longest = (known.value("failover", "rebuild", name) for name in ("initial", "max"))
+        message = f"the waits would start at {initial} and end at {longest}: let `max` be at least `initial`"
+        yield known.document.fault(("failover", "rebuild", key), message)
+
+
+def _weight_faults(known: _Known, circuits: list[_Circuit]) -> Iterator[Fault]:
+    if known.value("balance", "algorithm") != Algorithm.ROUND_ROBIN:
+        return
+    for circuit in circuits:
+        if circuit.weight not in (None, 1):
+            message = "round-robin ignores weights: remove this one, or use `algorithm: weighted-round-robin`"
+            yield known.document.fault(circuit.path("weight"), message)
+
+
+def _path_faults(known: _Known, circuits: list[_Circuit]) -> Iterator[Fault]:
+    for circuit in circuits:
+        path = circuit.path("path")
+        hops: dict[str, int] = {}
+        for position, node in enumerate(_items(known.document, path)):
+            if not isinstance(node, Scalar) or not known.is_sound((*path, position)):
+                continue
+            relay = parse_fingerprint(node.text)
+            if relay in hops:
+                message = f"this relay is hop {hops[relay]} as well: a path goes through a relay once"
+                yield known.document.fault((*path, position), message)
+            hops.setdefault(relay, position + 1)
+
+
+def _name_faults(known: _Known, circuits: list[_Circuit]) -> Iterator[Fault]:
+    makers: dict[str, _Circuit] = {}
+    for circuit in circuits:
+        if circuit.name is None or circuit.count is None:
+            continue
+        names = slot_names(circuit.name, circuit.count)
+        clash = next((name for name in names if name in makers), None)
+        if clash is not None:
+            first = makers[clash]
+            line = known.document.fault(first.path("name"), "").line
+            source = (
+                f"in line {line}" if first.count == 1 else f"from `count` of `{first.name}` in line {line}"
+            )
+            message = f"there is a circuit `{clash}` already, {source}: choose another name"
+            yield known.document.fault(circuit.path("name"), message)
+        makers.update((name, circuit) for name in names if name not in makers)
+        if len(makers) > MAX_CIRCUITS:
+            # There is a fault for their number, and names beyond it are not worth their memory.
+            return
+
+
+def _number_faults(known: _Known, circuits: list[_Circuit]) -> Iterator[Fault]:
+    total = 0
+    for circuit in circuits:
+        total += circuit.count or 0
+        if total > MAX_CIRCUITS:
+            message = f"this makes {total} circuits, and {MAX_CIRCUITS} is the most: lower a `count`"
+            yield known.document.fault(circuit.path("count"), message)
+            return
+    if not circuits or any(circuit.role is None or circuit.count is None for circuit in circuits):
+        return
+    active = sum(circuit.count or 0 for circuit in circuits if circuit.role == Role.ACTIVE)
+    if active == 0:
+        message = "every circuit is a backup: give at least one `role: active`"
+        yield known.document.fault(("circuits",), message)
+        return
+    min_active = known.value("failover", "min_active")
+    if min_active is not None and min_active > active:
+        message = f"must be at most {active}, the number of active circuits, not {min_active}"
+        yield known.document.fault(("failover", "min_active"), message)

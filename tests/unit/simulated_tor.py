@@ -1,0 +1,266 @@
+"""Tor as a value: what it answers to commands, and when, for tests of the pure core.
+
+It follows tor-facts: replies come at once and in order, events are queued and come later; a stream that a
+circuit's end takes with it fails; ATTACHSTREAM is judged in Tor's own order. It also asserts what must never
+be asked of a real Tor.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+
+from circuitloom.model import (
+    LEAVE_UNATTACHED,
+    TOR_CHOOSES,
+    Action,
+    Announce,
+    AttachRefused,
+    AttachStream,
+    BuildAccepted,
+    BuildCircuit,
+    BuildRefused,
+    CircuitEvent,
+    CircuitId,
+    CircuitStatus,
+    CloseCircuit,
+    CloseStream,
+    ConfChanged,
+    Connected,
+    Event,
+    GiveBack,
+    Hop,
+    ReleaseStream,
+    StreamEvent,
+    StreamId,
+    StreamStatus,
+    TakeOver,
+)
+
+PATH = (Hop("A" * 40, "alpha"), Hop("B" * 40, "beta"), Hop("C" * 40, "gamma"))
+
+
+@dataclass
+class TorStream:
+    """state: wait (CONTROLLER_WAIT), choosing (CIRCUIT_WAIT), connecting (CONNECT_WAIT), open."""
+
+    stream_id: StreamId
+    target: str
+    purpose: str
+    state: str = "wait"
+    circuit_id: CircuitId = TOR_CHOOSES
+    attaches: int = 0
+
+
+@dataclass
+class TorCircuit:
+    circuit_id: CircuitId
+    created: str
+    is_built: bool = False
+
+
+@dataclass
+class SimulatedTor:
+    """One Tor process."""
+
+    starts: int = 0
+    leave_unattached: bool = False
+    refuses_builds: bool = False
+    streams: dict[StreamId, TorStream] = field(default_factory=dict)
+    circuits: dict[CircuitId, TorCircuit] = field(default_factory=dict)
+    events: deque[Event] = field(default_factory=deque)
+    ids: int = 0
+    log: list[Action] = field(default_factory=list)
+
+    # --- what the agent asks -------------------------------------------------------------------------------
+
+    def perform(self, actions: list[Action]) -> list[Event]:
+        """Carry out actions; return the replies that the agent gets at once."""
+        replies: list[Event] = []
+        for action in actions:
+            self.log.append(action)
+            match action:
+                case TakeOver():
+                    self._set_option(is_set=True)
+                case GiveBack():
+                    self._set_option(is_set=False)
+                case AttachStream(stream_id, circuit_id, _):
+                    replies += self._attach(stream_id, circuit_id)
+                case ReleaseStream(stream_id, _):
+                    replies += self._attach(stream_id, TOR_CHOOSES)
+                case CloseStream(stream_id, _):
+                    self.end_stream(stream_id, StreamStatus.FAILED)
+                case BuildCircuit(build, _, _):
+                    replies.append(self._build(build))
+                case CloseCircuit(circuit_id):
+                    if not any(stream.circuit_id == circuit_id for stream in self.streams.values()):
+                        self.end_circuit(circuit_id)
+                case Announce():
+                    pass
+        return replies
+
+    def _set_option(self, *, is_set: bool) -> None:
+        if self.leave_unattached != is_set:
+            self.leave_unattached = is_set
+            self.events.append(ConfChanged({LEAVE_UNATTACHED: "1" if is_set else "0"}))
+
+    def _build(self, build: int) -> Event:
+        if self.refuses_builds:
+            return BuildRefused(build, "Couldn't start circuit")
+        circuit = TorCircuit(CircuitId(self._next_id()), f"start {self.starts}, {self.ids}")
+        self.circuits[circuit.circuit_id] = circuit
+        self._tell_circuit(circuit, CircuitStatus.LAUNCHED)
+        return BuildAccepted(build, circuit.circuit_id)
+
+    def _attach(self, stream_id: StreamId, circuit_id: CircuitId) -> list[Event]:
+        stream = self.streams.get(stream_id)
+        if stream is None:
+            return [AttachRefused(stream_id, circuit_id, 552, f'Unknown stream "{stream_id}"')]
+        circuit = self.circuits.get(circuit_id)
+        if circuit is None and circuit_id != TOR_CHOOSES:
+            return [AttachRefused(stream_id, circuit_id, 552, f'Unknown circuit "{circuit_id}"')]
+        assert not stream.purpose.startswith("DIR"), "a directory stream was touched"
+        assert stream.state != "connecting", "a stream on its way was moved: its early data would be lost"
+        if stream.state != "wait":
+            return [AttachRefused(stream_id, circuit_id, 555, "Connection is not managed by controller.")]
+        if circuit is None:
+            stream.state = "choosing"
+            return []
+        if not circuit.is_built:
+            message = "Can't attach stream to non-open origin circuit"
+            return [AttachRefused(stream_id, circuit_id, 551, message)]
+        assert not stream.target.rpartition(":")[0].endswith((".onion", ".exit")), "this kills the stream"
+        stream.attaches += 1
+        self._put_on(stream, circuit_id)
+        return []
+
+    # --- what happens to Tor -------------------------------------------------------------------------------
+
+    def open_stream(self, target: str = "example.com:80", purpose: str = "USER") -> StreamId:
+        if purpose.startswith("DIR"):
+            target = f"203.0.113.9.${'D' * 40}.exit:9001"  # as Tor names them; its status shows no purpose
+        stream = TorStream(StreamId(self._next_id()), target, purpose)
+        self.streams[stream.stream_id] = stream
+        status = StreamStatus.NEWRESOLVE if purpose == "DNS_REQUEST" else StreamStatus.NEW
+        self._tell_stream(stream, status, PURPOSE=purpose)
+        if purpose.startswith("DIR") or not self.leave_unattached:
+            stream.state = "choosing"
+        else:
+            self._tell_stream(stream, StreamStatus.CONTROLLER_WAIT)
+        return stream.stream_id
+
+    def choose_for(self, stream_id: StreamId) -> None:
+        """Tor attaches one of its own: to one of our circuits, as it does, or to another."""
+        stream = self.streams[stream_id]
+        if stream.state == "choosing":
+            built = [circuit for circuit in self.circuits.values() if circuit.is_built]
+            is_ours = built and not stream.target.rpartition(":")[0].endswith(".onion")
+            self._put_on(stream, built[0].circuit_id if is_ours else CircuitId("9999"))
+
+    def answer(self, stream_id: StreamId, outcome: str) -> None:
+        """The exit answers: ``ok``, ``detach`` or ``fail``."""
+        stream = self.streams[stream_id]
+        if stream.state != "connecting":
+            return
+        if outcome == "ok":
+            stream.state = "open"
+            self._tell_stream(stream, StreamStatus.SUCCEEDED)
+        elif outcome == "detach":
+            self._tell_stream(stream, StreamStatus.DETACHED, REASON="END", REMOTE_REASON="MISC")
+            if self.leave_unattached and not stream.purpose.startswith("DIR"):
+                stream.state = "wait"
+                self._tell_stream(stream, StreamStatus.CONTROLLER_WAIT)  # it carries the old circuit's id
+            else:
+                stream.state = "choosing"
+            stream.circuit_id = TOR_CHOOSES
+        else:
+            self.end_stream(stream_id, StreamStatus.FAILED)
+
+    def end_stream(self, stream_id: StreamId, first: StreamStatus = StreamStatus.CLOSED) -> None:
+        stream = self.streams.pop(stream_id, None)
+        if stream is not None:
+            if first is StreamStatus.FAILED:
+                self._tell_stream(stream, StreamStatus.FAILED, REASON="END")
+            self._tell_stream(stream, StreamStatus.CLOSED, REASON="DONE")
+
+    def finish_build(self, circuit_id: CircuitId, *, is_success: bool) -> None:
+        circuit = self.circuits[circuit_id]
+        if circuit.is_built:
+            return
+        if is_success:
+            circuit.is_built = True
+            self._tell_circuit(circuit, CircuitStatus.BUILT)
+        else:
+            del self.circuits[circuit_id]
+            self._tell_circuit(
+                circuit, CircuitStatus.FAILED, REASON="DESTROYED", REMOTE_REASON="CONNECTFAILED"
+            )
+
+    def end_circuit(self, circuit_id: CircuitId) -> None:
+        circuit = self.circuits.pop(circuit_id, None)
+        if circuit is None:
+            return
+        status = CircuitStatus.CLOSED if circuit.is_built else CircuitStatus.FAILED
+        self._tell_circuit(circuit, status, REASON="REQUESTED")
+        for stream in list(self.streams.values()):
+            if stream.circuit_id == circuit_id:
+                self.end_stream(stream.stream_id, StreamStatus.FAILED)
+
+    def reload(self) -> None:
+        """SIGHUP: torrc is read again, and the option is not in it."""
+        self._set_option(is_set=False)
+
+    def restart(self) -> None:
+        self.starts += 1
+        self.leave_unattached = False
+        self.streams.clear()
+        self.circuits.clear()
+        self.events.clear()
+        self.ids = 0
+
+    def connected(self) -> Connected:
+        """What a new connection is told; events of before are for nobody."""
+        self.events.clear()
+        circuits = tuple(
+            CircuitEvent(
+                circuit.circuit_id,
+                CircuitStatus.BUILT if circuit.is_built else CircuitStatus.EXTENDED,
+                PATH if circuit.is_built else (),
+                {"TIME_CREATED": circuit.created},
+            )
+            for circuit in self.circuits.values()
+        )
+        statuses = {
+            "wait": StreamStatus.NEW,
+            "choosing": StreamStatus.NEW,
+            "connecting": StreamStatus.SENTCONNECT,
+            "open": StreamStatus.SUCCEEDED,
+        }
+        streams = tuple(
+            StreamEvent(stream.stream_id, statuses[stream.state], stream.circuit_id, stream.target)
+            for stream in self.streams.values()
+        )
+        return Connected(circuits, streams, self.leave_unattached)
+
+    def waiting(self) -> list[StreamId]:
+        return [stream.stream_id for stream in self.streams.values() if stream.state == "wait"]
+
+    # --- inside --------------------------------------------------------------------------------------------
+
+    def _next_id(self) -> str:
+        self.ids += 1
+        return str(self.ids)
+
+    def _put_on(self, stream: TorStream, circuit_id: CircuitId) -> None:
+        stream.state = "connecting"
+        stream.circuit_id = circuit_id
+        is_resolve = stream.purpose == "DNS_REQUEST"
+        self._tell_stream(stream, StreamStatus.SENTRESOLVE if is_resolve else StreamStatus.SENTCONNECT)
+
+    def _tell_stream(self, stream: TorStream, status: StreamStatus, **keywords: str) -> None:
+        self.events.append(StreamEvent(stream.stream_id, status, stream.circuit_id, stream.target, keywords))
+
+    def _tell_circuit(self, circuit: TorCircuit, status: CircuitStatus, **keywords: str) -> None:
+        path = PATH if status is CircuitStatus.BUILT else ()
+        keywords["TIME_CREATED"] = circuit.created
+        self.events.append(CircuitEvent(circuit.circuit_id, status, path, keywords))

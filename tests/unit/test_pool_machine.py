@@ -1,0 +1,223 @@
+"""The pool beside a simulated Tor, under any order of happenings: nobody is stranded, nothing is miscounted."""
+
+from __future__ import annotations
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from unit.simulated_tor import SimulatedTor
+
+from circuitloom.model import (
+    Action,
+    DeadlinePassed,
+    Disconnected,
+    Event,
+    NetworkReady,
+    StopRequested,
+)
+from circuitloom.policy.types import (
+    Algorithm,
+    Balance,
+    Failover,
+    Policy,
+    Rebuild,
+    Role,
+    Slot,
+    WhenNone,
+)
+from circuitloom.pool import Attachment, Pool
+
+TARGETS = ["example.com:80", "203.0.113.7:443", "abcdefghij.onion:80", "x.relay.exit:80", "[2001:db8::1]:80"]
+
+
+@st.composite
+def policies(draw: st.DrawFn) -> Policy:
+    names = draw(st.lists(st.sampled_from("abcdef"), min_size=1, max_size=4, unique=True))
+    slots = [
+        Slot(
+            name,
+            weight=draw(st.integers(1, 4)),
+            role=Role.BACKUP if index and draw(st.booleans()) else Role.ACTIVE,
+            path=draw(st.sampled_from([None, None, ("A" * 40, "B" * 40)])),
+            max_streams=draw(st.sampled_from([1, 2, 100])),
+        )
+        for index, name in enumerate(names)
+    ]
+    active = sum(1 for slot in slots if slot.role is Role.ACTIVE)
+    return Policy(
+        tuple(slots),
+        balance=Balance(draw(st.sampled_from(Algorithm))),
+        failover=Failover(
+            when_none=draw(st.sampled_from(WhenNone)),
+            min_active=draw(st.integers(1, active)),
+            rebuild=Rebuild(initial_seconds=1.0, max_seconds=8.0, jitter=0.2),
+        ),
+    )
+
+
+class PoolMachine(RuleBasedStateMachine):
+    """Tor does what it likes, messages are late, the connection breaks; then everything settles."""
+
+    @initialize(policy=policies())
+    def start(self, policy: Policy) -> None:
+        self.policy = policy
+        self.now = 1000.0
+        self.tor = SimulatedTor()
+        self.pool = Pool(policy, uniform=lambda: 0.5, now=self.now)
+        self.is_connected = False
+        self.replies: list[Event] = []
+
+    def give(self, event: Event) -> None:
+        self.perform(self.pool.handle(event, now=self.now))
+
+    def perform(self, actions: list[Action]) -> None:
+        if self.is_connected:
+            replies = self.tor.perform(actions)
+            for reply in replies:
+                self.give(reply)
+
+    @precondition(lambda self: not self.is_connected)
+    @rule()
+    def connect(self) -> None:
+        self.is_connected = True
+        self.give(self.tor.connected())
+
+    @precondition(lambda self: self.is_connected)
+    @rule(restarts=st.booleans())
+    def lose_connection(self, restarts: bool) -> None:  # noqa: FBT001 - Hypothesis passes by name
+        self.is_connected = False
+        if restarts:
+            self.tor.restart()
+        self.tor.events.clear()
+        self.give(Disconnected())
+
+    @precondition(lambda self: self.is_connected)
+    @rule(count=st.integers(1, 8))
+    def deliver(self, count: int) -> None:
+        for _ in range(min(count, len(self.tor.events))):
+            self.give(self.tor.events.popleft())
+
+    @rule(
+        address=st.sampled_from(TARGETS),
+        purpose=st.sampled_from(["USER", "USER", "DNS_REQUEST", "DIR_FETCH"]),
+    )
+    def open_stream(self, address: str, purpose: str) -> None:
+        self.tor.open_stream(address, purpose)
+
+    @precondition(lambda self: self.tor.streams)
+    @rule(data=st.data(), outcome=st.sampled_from(["ok", "ok", "detach", "fail", "choose", "end"]))
+    def move_stream(self, data: st.DataObject, outcome: str) -> None:
+        stream_id = data.draw(st.sampled_from(sorted(self.tor.streams)))
+        if outcome == "choose":
+            self.tor.choose_for(stream_id)
+        elif outcome == "end":
+            self.tor.end_stream(stream_id)
+        else:
+            self.tor.answer(stream_id, outcome)
+
+    @precondition(lambda self: self.tor.circuits)
+    @rule(data=st.data(), outcome=st.sampled_from(["built", "built", "built", "failed", "closed"]))
+    def move_circuit(self, data: st.DataObject, outcome: str) -> None:
+        circuit_id = data.draw(st.sampled_from(sorted(self.tor.circuits)))
+        if outcome == "closed":
+            self.tor.end_circuit(circuit_id)
+        else:
+            self.tor.finish_build(circuit_id, is_success=outcome == "built")
+
+    @rule()
+    def sighup(self) -> None:
+        self.tor.reload()
+
+    @rule(refuses=st.booleans())
+    def refuse_builds(self, refuses: bool) -> None:  # noqa: FBT001 - Hypothesis passes by name
+        self.tor.refuses_builds = refuses
+        if not refuses and self.is_connected:
+            self.give(NetworkReady())
+
+    @rule(seconds=st.sampled_from([0.01, 0.5, 2.0, 100.0]))
+    def pass_time(self, seconds: float) -> None:
+        self.now += seconds
+        deadline = self.pool.next_deadline()
+        if deadline is not None and deadline <= self.now:
+            self.give(DeadlinePassed())
+
+    @rule(policy=policies())
+    def reload(self, policy: Policy) -> None:
+        self.policy = policy
+        self.perform(self.pool.replace_policy(policy, now=self.now))
+
+    @precondition(lambda self: self.is_connected)
+    @rule()
+    def settle_to_balance(self) -> None:
+        """When Tor builds what is asked and messages arrive, all that can be balanced is."""
+        self.tor.refuses_builds = False
+        for _ in range(200):
+            self.drain()
+            for circuit_id in sorted(self.tor.circuits):
+                self.tor.finish_build(circuit_id, is_success=True)
+            if self.tor.events:
+                continue
+            deadline = self.pool.next_deadline()
+            if deadline is None:
+                break
+            self.now = max(self.now, deadline)
+            self.give(DeadlinePassed())
+        snapshot = self.pool.snapshot(now=self.now)
+        assert snapshot.state == Attachment.BALANCING
+        assert self.tor.leave_unattached
+        assert not self.tor.waiting()
+        assert all(circuit.state in {"built", "draining"} for circuit in snapshot.circuits)
+        before = self.tor.open_stream()
+        self.drain()
+        assert self.tor.streams[before].state in {"connecting", "choosing"}
+
+    @precondition(lambda self: self.is_connected)
+    @rule()
+    def deliver_all(self) -> None:
+        self.drain()
+
+    @precondition(lambda self: self.is_connected)
+    @rule(outcome=st.sampled_from(["ok", "detach", "fail"]), count=st.integers(1, 5))
+    def serve_a_burst(self, outcome: str, count: int) -> None:
+        """Several streams at once, answered alike: fills circuits and tries others."""
+        opened = [self.tor.open_stream() for _ in range(count)]
+        for _ in range(4):
+            self.drain()
+            for stream_id in opened:
+                if stream_id in self.tor.streams:
+                    self.tor.answer(stream_id, outcome)
+
+    def teardown(self) -> None:
+        """Whatever went before, a stop gives everything back."""
+        if not hasattr(self, "pool"):
+            return
+        self.give(StopRequested())
+        if self.is_connected:
+            self.drain()
+            assert not self.tor.leave_unattached
+            assert not self.tor.waiting()
+            self.pool.check_invariants()
+            late = self.tor.open_stream()
+            self.drain()
+            assert self.tor.streams[late].state == "choosing"
+
+    def drain(self) -> None:
+        while self.tor.events:
+            self.give(self.tor.events.popleft())
+
+    @invariant()
+    def pool_is_consistent(self) -> None:
+        self.pool.check_invariants()
+
+    @invariant()
+    def nobody_waits_without_a_reason(self) -> None:
+        """With every message delivered, a stream waits only where the policy says so."""
+        if not self.is_connected or self.tor.events:
+            return
+        if self.tor.waiting():
+            assert self.policy.failover.when_none is WhenNone.HOLD
+            assert not any(circuit.state == "built" for circuit in self.pool.snapshot(now=self.now).circuits)
+
+
+PoolMachine.TestCase.settings = settings(max_examples=400, stateful_step_count=50, deadline=None)
+TestPoolMachine = PoolMachine.TestCase
