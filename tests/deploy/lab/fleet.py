@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import secrets
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -186,12 +187,13 @@ class HeldStream:
         self.host.run(f"touch {self.file}.stop; sleep 0.3; rm -f {self.file}*")
 
 
-def hold(host: Host, network: TorNetwork, name: str = "held") -> HeldStream:
+def hold(host: Host, network: TorNetwork) -> HeldStream:
     """Open a stream that echoes ten times a second until it is ended."""
+    name = f"held-{secrets.token_hex(3)}"
     stream = HeldStream(host, f"/run/{name}.json")
     host.put_guest()
     host.run(
-        f"rm -f {stream.file}*; systemd-run --quiet --collect --unit=guest-{name} "
+        f"systemd-run --quiet --collect --unit=guest-{name} "
         f"python3 /run/guest.py hold {network.echo} {stream.file}"
     )
     host.wait_until(f"test -e {stream.file}", seconds=15)
