@@ -95,7 +95,8 @@ def test_systemctl_reload_with_a_faulty_policy_fails_and_the_agent_keeps_the_old
         assert "/etc/circuitloom/policy.yml:5:3: circuits[0]" in journal
         assert main_pid(host) == pid
         counts = spread(host, fleet.network, 40)
-        assert counts == {"alpha": 30, "beta": 10}
+        assert abs(counts["alpha"] - 30) <= 1
+        assert abs(counts["beta"] - 10) <= 1
 
         # Nor does a start with it: it fails once, says why, and is not tried again and again.
         since = host.now()
