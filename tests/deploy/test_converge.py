@@ -63,9 +63,8 @@ def test_tor_does_not_run_before_its_settings_are_there(fleet: Fleet) -> None:
 
 
 def test_each_host_balances_and_tor_reports_the_shares_of_the_policy(fleet: Fleet) -> None:
+    fleet.normal()
     for host in fleet.everyone:
-        balanced(host)
-
         assert host.run("systemctl is-active circuitloom tor@default").split() == ["active", "active"]
         assert status(host)["state"] == "balancing"
         counts = spread(host, fleet.network, 200)

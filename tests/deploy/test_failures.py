@@ -87,7 +87,7 @@ def host(fleet: Fleet) -> Host:
     """A host that balances; which one does not matter, Debian 13 has the stricter systemd."""
     chosen = fleet.hosts["c"]
     chosen.run("systemctl reset-failed circuitloom tor@default; systemctl start tor@default circuitloom")
-    balanced(chosen, 60)
+    fleet.normal(chosen)
     return chosen
 
 

@@ -32,7 +32,7 @@ def agent_status(host: Host, socket: str) -> dict[str, object]:
 
 
 def test_each_instance_has_its_agent_and_forgetting_one_leaves_the_other(fleet: Fleet, host: Host) -> None:
-    fleet.converge(hosts=[host])
+    fleet.normal(host)
     before = main_pid(host)
 
     fleet.converge(hosts=[host], circuitloom_instances=[INSTANCE])

@@ -15,7 +15,7 @@ def policy_of(host: Host) -> str:
 
 def test_a_changed_weight_rolls_out_as_a_reload(fleet: Fleet) -> None:
     """The same process, and no stream is cut."""
-    fleet.converge()
+    fleet.normal()
     before = {host.name: main_pid(host) for host in fleet.everyone}
     held = [hold(host, fleet.network) for host in fleet.everyone]
 
@@ -34,11 +34,10 @@ def test_a_changed_weight_rolls_out_as_a_reload(fleet: Fleet) -> None:
         assert abs(counts["alpha"] - counts["beta"]) <= 2
     for stream in held:
         stream.end()
-    fleet.converge()
 
 
 def test_a_faulty_policy_stops_at_the_first_host_with_the_fault_and_its_place(fleet: Fleet) -> None:
-    fleet.converge()
+    fleet.normal()
     before = {host.name: (policy_of(host), main_pid(host)) for host in fleet.everyone}
 
     rolled = fleet.play(playbook=ROLLING, circuitloom_policy=FAULTY)
@@ -68,7 +67,7 @@ def test_a_faulty_policy_file_is_named_with_line_and_column(fleet: Fleet) -> Non
 def test_the_host_refuses_a_faulty_policy_where_the_controller_did_not_look(fleet: Fleet) -> None:
     """The second net: `validate:` on the host, by the release that would have to run it."""
     host = fleet.hosts["a"]
-    fleet.converge(hosts=[host])
+    fleet.normal(host)
     before = policy_of(host), main_pid(host)
 
     rolled = fleet.play(hosts=[host], circuitloom_policy=FAULTY, circuitloom_check_on_controller=False)
@@ -83,7 +82,7 @@ def test_the_host_refuses_a_faulty_policy_where_the_controller_did_not_look(flee
 def test_systemctl_reload_with_a_faulty_policy_fails_and_the_agent_keeps_the_old_one(fleet: Fleet) -> None:
     """Written by hand on the host, behind everybody's back."""
     host = fleet.hosts["c"]
-    fleet.converge(hosts=[host])
+    fleet.normal(host)
     pid, since = main_pid(host), host.now()
     host.run(
         "cp /etc/circuitloom/policy.yml /run/policy.good; sed -i s/weight/weigth/ /etc/circuitloom/policy.yml"

@@ -28,7 +28,7 @@ def tor_files(host: Host) -> str:
 def test_a_bad_option_never_reaches_a_running_tor(fleet: Fleet, settings: dict[str, Any]) -> None:
     """The role refuses it with Tor's own words, puts the files back, and Tor is not even signalled."""
     host = fleet.hosts["b"]
-    fleet.converge(hosts=[host])
+    fleet.normal(host)
     before, pid, since = tor_files(host), main_pid(host, "tor@default"), host.now()
 
     rolled = fleet.play(hosts=[host], circuitloom_tor_settings=settings)
@@ -46,7 +46,7 @@ def test_a_bad_option_never_reaches_a_running_tor(fleet: Fleet, settings: dict[s
 
 def test_a_changed_option_is_a_reload_of_tor_and_the_agent_takes_its_option_back(fleet: Fleet) -> None:
     host = fleet.hosts["b"]
-    fleet.converge(hosts=[host])
+    fleet.normal(host)
     pid, agent = main_pid(host, "tor@default"), main_pid(host)
 
     changed = fleet.converge(hosts=[host], circuitloom_tor_settings={"MaxCircuitDirtiness": 900})
@@ -58,13 +58,12 @@ def test_a_changed_option_is_a_reload_of_tor_and_the_agent_takes_its_option_back
     assert host.guest("option")["value"] == "1"
     again = fleet.converge(hosts=[host], circuitloom_tor_settings={"MaxCircuitDirtiness": 900})
     assert again.changes() == []
-    fleet.converge(hosts=[host])
 
 
 def test_an_option_that_tor_cannot_change_while_it_runs_is_a_restart(fleet: Fleet) -> None:
     """With `Sandbox 1` a reload would end Tor; the agent connects again by itself."""
     host = fleet.hosts["b"]
-    fleet.converge(hosts=[host])
+    fleet.normal(host)
     pid, agent = main_pid(host, "tor@default"), main_pid(host)
 
     fleet.converge(hosts=[host], circuitloom_tor_settings={"DisableDebuggerAttachment": False})
@@ -72,16 +71,14 @@ def test_an_option_that_tor_cannot_change_while_it_runs_is_a_restart(fleet: Flee
     assert main_pid(host, "tor@default") != pid
     assert main_pid(host) == agent
     balanced(host)
-    fleet.converge(hosts=[host])
 
 
 def test_no_settings_means_that_tor_is_left_alone(fleet: Fleet) -> None:
     """What the role no longer declares it takes away again, down to an unchanged torrc."""
     host = fleet.hosts["b"]
-    fleet.converge(hosts=[host])
+    fleet.normal(host)
 
     fleet.converge(hosts=[host], circuitloom_tor_settings={})
 
     assert host.run("grep -v '^#' /etc/tor/torrc.d/50-circuitloom.conf", check=False) == ""
     balanced(host)
-    fleet.converge(hosts=[host])

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from deploy.lab.fleet import Fleet, balanced, hold, main_pid
+from deploy.lab.fleet import Fleet, hold, main_pid
 
 
 def test_absent_leaves_the_file_tree_as_before_and_tor_serving(fleet: Fleet) -> None:
     host = fleet.hosts["b"]
-    fleet.converge(hosts=[host])
+    fleet.normal(host)
     held, tor = hold(host, fleet.network), main_pid(host, "tor@default")
 
     absent = fleet.play(hosts=[host], circuitloom_state="absent")
@@ -28,13 +28,12 @@ def test_absent_leaves_the_file_tree_as_before_and_tor_serving(fleet: Fleet) -> 
     again = fleet.play(hosts=[host], circuitloom_state="absent")
     assert again.code == 0, again.output[-6000:]
     assert again.changes() == []
-    fleet.converge(hosts=[host])
-    balanced(host)
+    fleet.normal(host)
 
 
 def test_absent_in_check_mode_changes_nothing(fleet: Fleet) -> None:
     host = fleet.hosts["c"]
-    fleet.converge(hosts=[host])
+    fleet.normal(host)
 
     check = fleet.play("--check", "--diff", hosts=[host], circuitloom_state="absent")
 
@@ -51,4 +50,3 @@ def test_absent_on_a_host_that_never_had_it_changes_nothing(fleet: Fleet) -> Non
 
     assert again.code == 0, again.output[-6000:]
     assert again.changes() == []
-    fleet.converge(hosts=[host])

@@ -20,7 +20,7 @@ def circuits_of(host: Host) -> dict[str, str]:
 
 
 def test_an_upgrade_cuts_no_stream_and_closes_no_circuit_and_can_be_taken_back(fleet: Fleet) -> None:
-    fleet.converge()
+    fleet.normal()
     held = [hold(host, fleet.network) for host in fleet.everyone]
     before = {host.name: (release_of(host), main_pid(host)) for host in fleet.everyone}
     circuits = {host.name: set(host.guest("circuits")["built"]) for host in fleet.everyone}
@@ -53,7 +53,7 @@ def test_an_upgrade_cuts_no_stream_and_closes_no_circuit_and_can_be_taken_back(f
 
 
 def test_a_canary_that_fails_goes_back_and_leaves_the_others_on_the_old_release(fleet: Fleet) -> None:
-    fleet.converge()
+    fleet.normal()
     held = [hold(host, fleet.network) for host in fleet.everyone]
     before = {host.name: release_of(host) for host in fleet.everyone}
     pids = {host.name: main_pid(host) for host in fleet.everyone}
@@ -73,7 +73,7 @@ def test_a_canary_that_fails_goes_back_and_leaves_the_others_on_the_old_release(
     assert all(stream.lives() for stream in held)
     for stream in held:
         stream.end()
-    assert fleet.converge().changes() == []
+    assert fleet.converge(hosts=[fleet.hosts["a"]]).changes() == []
 
 
 def test_a_wheel_with_another_hash_is_refused(fleet: Fleet) -> None:
@@ -90,6 +90,7 @@ def test_a_wheelhouse_installs_with_pinned_hashes_and_no_network(fleet: Fleet, t
     """On Debian 12 only: its Python is the one that the wheelhouse is made with."""
     assert sys.version_info[:2] == (3, 11), "the wheels of PyYAML are made per version of Python"
     host = fleet.hosts["a"]
+    fleet.normal(host)
     house = tmp_path / "wheelhouse"
     # Lowest bounds and the wheel itself; what it needs comes with it.
     run(

@@ -45,6 +45,7 @@ class Fleet:
         history: Results of the first contacts, by what was done.
         tree_before: The files of host `b` before it saw the role.
         traces_of_check: What check mode left on host `a`, which should be nothing.
+        changed: Hosts that may be in another state than the normal one.
     """
 
     lab: Lab
@@ -54,6 +55,7 @@ class Fleet:
     history: dict[str, Result] = field(default_factory=dict)
     tree_before: dict[str, Any] = field(default_factory=dict)
     traces_of_check: str = ""
+    changed: set[str] = field(default_factory=set)
 
     def add(self, name: str, release: str, number: int, *, with_tor: bool) -> Host:
         """Boot one more host; its own torrc knows the private network only, before any tor is installed."""
@@ -117,10 +119,13 @@ class Fleet:
         **changes: Any,  # noqa: ANN401  # whatever YAML can hold
     ) -> Result:
         """Run a playbook with the role's variables and `changes` of them."""
+        targets = hosts if hosts is not None else self.everyone
+        if changes and playbook != VERIFY and "--check" not in options:
+            self.changed |= {host.name for host in targets}
         return play(
             self.lab,
             playbook,
-            hosts if hosts is not None else self.everyone,
+            targets,
             *options,
             variables=self.variables(**changes),
             host_variables=host_variables,
@@ -130,7 +135,17 @@ class Fleet:
         """Bring the hosts to the normal state, or to it with `changes`; fails the test when that fails."""
         result = self.play(hosts=hosts, **changes)
         assert result.code == 0, result.output[-6000:]
+        if not changes:
+            self.changed -= {host.name for host in (hosts if hosts is not None else self.everyone)}
         return result
+
+    def normal(self, *hosts: Host) -> None:
+        """Make sure that hosts (all without arguments) are as the first contact left them."""
+        astray = [host for host in hosts or self.everyone if host.name in self.changed]
+        if astray:
+            self.converge(hosts=astray)
+        for host in hosts or self.everyone:
+            balanced(host, 60)
 
 
 def status(host: Host) -> dict[str, Any]:
