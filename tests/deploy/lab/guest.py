@@ -133,21 +133,31 @@ def receive(link: socket.socket, count: int) -> bytes:
     return got
 
 
+def on_circuits(target: str) -> dict[str, int]:
+    """Return circuit id -> how many streams to `target` Tor has on it."""
+    counts: dict[str, int] = {}
+    for status, circuit, where in Control().streams():
+        if status == "SUCCEEDED" and where == target:
+            counts[circuit] = counts.get(circuit, 0) + 1
+    return counts
+
+
 def spread(target: str, count: str) -> dict[str, Any]:
     host, _, port = target.rpartition(":")
     failures = []
+    # Whatever a test holds open besides is not counted.
+    before = on_circuits(target)
     links = [begin(host, int(port)) for _ in range(int(count))]
     for link in links:
         try:
             finish(link)
         except OSError as error:
             failures.append(str(error))
-    per_circuit: dict[str, int] = {}
-    for status, circuit, where in Control().streams():
-        if status == "SUCCEEDED" and where == target:
-            per_circuit[circuit] = per_circuit.get(circuit, 0) + 1
+    after = on_circuits(target)
     for link in links:
         link.close()
+    per_circuit = {circuit: number - before.get(circuit, 0) for circuit, number in after.items()}
+    per_circuit = {circuit: number for circuit, number in per_circuit.items() if number > 0}
     return {"opened": int(count) - len(failures), "failures": failures, "per_circuit": per_circuit}
 
 
