@@ -41,6 +41,9 @@ class StreamStatus(StrEnum):
     CLOSED = "CLOSED"
 
 
+_FRESH = frozenset({StreamStatus.NEW, StreamStatus.NEWRESOLVE, StreamStatus.CONTROLLER_WAIT})
+
+
 class CircuitStatus(StrEnum):
     """Statuses of a CIRC event (control-spec 4.1.1), and CIRC_MINOR's one that matters here."""
 
@@ -80,6 +83,16 @@ class StreamEvent(NamedTuple):
 
     def __repr__(self) -> str:
         return f"<stream {self.stream_id} {self.status} circuit {self.circuit_id}>"
+
+
+def waits_for_controller(line: StreamEvent) -> bool:
+    """Whether a line of ``GETINFO stream-status`` may be a stream that waits for a controller.
+
+    Tor shows one that it is choosing a circuit for in the same words; for that one ATTACHSTREAM is refused,
+    harmlessly (tor-facts 4). A directory stream never waits, and would be torn off its circuit; no purpose is
+    shown, but its target tells: ``1.2.3.4.$FINGERPRINT.exit:port`` (tor-facts 1).
+    """
+    return line.status in _FRESH and ".$" not in line.target
 
 
 class Hop(NamedTuple):

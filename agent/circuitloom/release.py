@@ -9,11 +9,9 @@ from __future__ import annotations
 
 from circuitloom import wire
 from circuitloom.errors import ControlRefused
-from circuitloom.model import LEAVE_UNATTACHED, TOR_CHOOSES, StreamStatus
+from circuitloom.model import LEAVE_UNATTACHED, TOR_CHOOSES, waits_for_controller
 from circuitloom.session import Session, get_info
 from circuitloom.wire import Reply
-
-_WAITING = frozenset({StreamStatus.NEW, StreamStatus.NEWRESOLVE, StreamStatus.CONTROLLER_WAIT})
 
 
 async def give_back(session: Session) -> int:
@@ -40,8 +38,7 @@ async def give_back(session: Session) -> int:
         handed += reply.is_ok
 
     for stream in wire.parse_streams(status):
-        # A directory stream would be torn off its circuit; its target is a fingerprint (tor-facts 1).
-        if stream.status in _WAITING and ".$" not in stream.target:
+        if waits_for_controller(stream):
             session.send(wire.attach_stream(stream.stream_id, TOR_CHOOSES), count)
     # Replies come in order, so the answer to one more command comes after all of them.
     await get_info(session, "version")

@@ -6,7 +6,7 @@ Rules of this file:
 * Error policy by stage. Start: a bad policy or admin socket is fatal, an absent Tor is not. Reload: a faulty
   policy changes nothing. Running: a lost connection is tried again for ever. Stop: always gives back, within
   ``STOP_SECONDS``.
-* The watchdog is fed only from here: after the loop has turned and, when connected, Tor has answered.
+* The watchdog is fed when the link has a pulse: the loop has turned and, when connected, Tor has answered.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from typing import Any
 
 from circuitloom import logs, wire
 from circuitloom.admin import AdminServer
-from circuitloom.errors import CircuitloomError, ControlError, ControlUnreachable, PolicyError
+from circuitloom.errors import CircuitloomError, ControlUnreachable, PolicyError
+from circuitloom.link import RESERVED_OPTIONS, Link, LinkEvents
 from circuitloom.model import (
     LEAVE_UNATTACHED,
     TOR_CHOOSES,
@@ -37,7 +38,6 @@ from circuitloom.model import (
     CloseCircuit,
     CloseStream,
     ConfChanged,
-    Connected,
     DeadlinePassed,
     Disconnected,
     Event,
@@ -53,22 +53,10 @@ from circuitloom.model import (
 from circuitloom.policy import Policy, read_policy
 from circuitloom.pool import Pool
 from circuitloom.release import give_back
-from circuitloom.session import Session, connect, connect_once, ignore_reply
+from circuitloom.session import connect_once, ignore_reply
 from circuitloom.status import status_document, status_line
 from circuitloom.systemd import Notifier, watchdog_seconds
 from circuitloom.wire import ControlEvent, Reply
-
-EVENTS = ("CIRC", "CIRC_MINOR", "STREAM", "CONF_CHANGED", "SIGNAL", "STATUS_CLIENT")
-RESERVED_OPTIONS = ("VirtualAddrNetworkIPv4", "VirtualAddrNetworkIPv6", "MapAddress")
-
-RECONNECT_INITIAL_SECONDS = 0.1
-RECONNECT_MAX_SECONDS = 2.0
-"""Short: streams wait while we are away, and connecting to a local socket costs next to nothing."""
-RECONNECT_JITTER = 0.2
-
-PING_SECONDS = 5.0
-PING_TIMEOUT_SECONDS = 10.0
-"""A Tor that does not answer for this long is taken for hung; the connection is made anew."""
 
 STOP_SECONDS = 3.0
 """For giving back at the end; with the rest of a stop this stays below the 5 s that are promised."""
@@ -97,21 +85,27 @@ class Service:
         # Jitter only has to differ between hosts; nothing secret hangs on it.
         self._random = random.Random()  # noqa: S311
         self._pool = Pool(policy, uniform=self._random.random, now=self._loop.time())
-        self._session: Session | None = None
-        self._is_synced = False
-        self._tor_version = ""
-        self._disconnected_reason = "connecting"
-        self._connection_ended = asyncio.Event()
         self._stop = asyncio.Event()
         self._failure: BaseException | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._ping_sent_at: float | None = None
         self._status_timer: asyncio.TimerHandle | None = None
         self._status_text = ""
         self._notifier = Notifier()
-        watchdog = watchdog_seconds()
-        self._ping_seconds = min(PING_SECONDS, watchdog / 3) if watchdog else PING_SECONDS
-        self._ping_timeout = min(PING_TIMEOUT_SECONDS, watchdog / 2) if watchdog else PING_TIMEOUT_SECONDS
+        self._link = Link(
+            policy.tor,
+            LinkEvents(
+                connected=self._handle,
+                event=self._on_event,
+                turn=self._on_turn,
+                lost=self._on_lost,
+                reserved=self._handle,
+                pulse=self._notifier.watchdog,
+                news=self._tell_status,
+                is_in_charge=lambda: self._pool.is_in_charge,
+            ),
+            uniform=self._random.random,
+            watchdog_seconds=watchdog_seconds(),
+        )
         self._admin = AdminServer(policy.admin.socket, {"status": self._answer_status})
         self._carry_out: dict[type[Any], Callable[[Any], None]] = {
             TakeOver: self._take_over,
@@ -138,9 +132,14 @@ class Service:
             self._loop.add_signal_handler(number, self._stop.set)
         self._loop.add_signal_handler(signal.SIGHUP, self._reload)
         await self._admin.start()
-        connecting = self._loop.create_task(self._stay_connected())
-        pinging = self._loop.create_task(self._ping())
-        for task in (connecting, pinging):
+        self._link.start_guard()
+        connecting = self._loop.create_task(self._link.stay_connected())
+        tasks = (
+            connecting,
+            self._loop.create_task(self._link.keep_pulse()),
+            self._loop.create_task(self._link.keep_beat()),
+        )
+        for task in tasks:
             task.add_done_callback(self._on_task_done)
         self._status_text = self._status_line()
         self._notifier.ready(self._status_text)
@@ -151,101 +150,28 @@ class Service:
             connecting.cancel()
             await self._give_everything_back()
         finally:
-            connecting.cancel()
-            pinging.cancel()
-            await asyncio.gather(connecting, pinging, return_exceptions=True)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            self._link.close()
             await self._admin.close()
         _log.info("stopped")
         return 70 if self._failure else 0
 
-    # --- the control connection ----------------------------------------------------------------------------
-
-    async def _stay_connected(self) -> None:
-        delay = RECONNECT_INITIAL_SECONDS
-        while True:
-            try:
-                self._connection_ended.clear()
-                self._session = await connect(
-                    self._policy.tor,
-                    on_event=self._on_event,
-                    on_turn=self._on_turn,
-                    on_closed=self._on_closed,
-                )
-            except ControlError as error:
-                self._tell_disconnected(str(error))
-            else:
-                self._synchronise(self._session)
-                await self._connection_ended.wait()
-                if self._is_synced:
-                    delay = RECONNECT_INITIAL_SECONDS
-                self._is_synced = False
-            await asyncio.sleep(delay * (1 + RECONNECT_JITTER * (2 * self._random.random() - 1)))
-            delay = min(RECONNECT_MAX_SECONDS, delay * 2)
-
-    def _synchronise(self, session: Session) -> None:
-        """Subscribe, then ask what there is; the pool takes events from that answer on."""
-        options: list[Reply] = []
-        session.send(wire.command("SETEVENTS", *EVENTS), self._on_synchronise_reply)
-        session.send(wire.command("GETCONF", LEAVE_UNATTACHED, *RESERVED_OPTIONS), options.append)
-
-        def take(reply: Reply) -> None:
-            self._on_synchronise_reply(reply)
-            if not (reply.is_ok and options):
-                return
-            values = reply.values()
-            self._tor_version = values.get("version", "")
-            connected = Connected(
-                circuits=wire.parse_circuits(values.get("circuit-status", "")),
-                streams=wire.parse_streams(values.get("stream-status", "")),
-                leave_unattached=options[0].values().get(LEAVE_UNATTACHED) == "1",
-                reserved=wire.parse_reserved(options[0]),
-            )
-            self._is_synced = True
-            self._ping_sent_at = None
-            _log.info("connected to Tor %s at %s", self._tor_version, self._policy.tor.control)
-            self._handle(connected)
-
-        session.send(wire.command("GETINFO", "version", "circuit-status", "stream-status"), take)
-
-    def _on_synchronise_reply(self, reply: Reply) -> None:
-        if not reply.is_ok and self._session is not None:
-            self._session.close(ControlUnreachable(f"Tor refused ({reply.text})"))
-
-    def _on_closed(self, error: Exception | None) -> None:
-        self._session = None
-        self._connection_ended.set()
-        if self._stop.is_set():
-            return
-        reason = f" ({error})" if error else ""
-        self._tell_disconnected(f"Tor closed the control connection{reason}")
-        if self._is_synced:
-            self._handle(Disconnected())
-
-    def _tell_disconnected(self, reason: str) -> None:
-        """Say once why there is no connection; the same reason again is not news."""
-        if reason != self._disconnected_reason:
-            _log.warning("%s; trying again until it works", reason)
-            self._disconnected_reason = reason
-        self._tell_status()
+    # --- what the link tells -------------------------------------------------------------------------------
 
     def _on_event(self, event: ControlEvent) -> None:
-        if not self._is_synced:
-            # Older than the snapshot that is on its way, which has its outcome.
-            return
         actions = self._pool.handle(event, now=self._loop.time())
         for action in actions:
             self._carry_out[type(action)](action)
         if not isinstance(event, StreamEvent):
             self._tell_status()
             if isinstance(event, ConfChanged) and not event.values.keys().isdisjoint(RESERVED_OPTIONS):
-                self._ask_reserved()
+                self._link.ask_reserved()
 
-    def _ask_reserved(self) -> None:
-        if self._session is not None:
-            self._session.send(
-                wire.command("GETCONF", *RESERVED_OPTIONS),
-                lambda reply: self._handle(wire.parse_reserved(reply)) if reply.is_ok else None,
-            )
+    def _on_lost(self) -> None:
+        if not self._stop.is_set():
+            self._handle(Disconnected())
 
     def _on_turn(self) -> None:
         """All that one read brought is handled: arm the timer once for all of it."""
@@ -274,14 +200,15 @@ class Service:
     # --- what the pool asks for ----------------------------------------------------------------------------
 
     def _send(self, command: bytes, on_reply: Callable[[Reply], None]) -> None:
-        if self._session is not None:
-            self._session.send(command, on_reply)
+        if self._link.session is not None:
+            self._link.session.send(command, on_reply)
 
     def _take_over(self, _action: TakeOver) -> None:
         def check(reply: Reply) -> None:
             if not reply.is_ok:
                 self._handle(TakeOverRefused(reply.text))
 
+        self._link.beat()
         self._send(wire.command("SETCONF", f"{LEAVE_UNATTACHED}=1"), check)
 
     def _give_back(self, _action: GiveBack) -> None:
@@ -331,32 +258,11 @@ class Service:
     def _announce(self, action: Announce) -> None:
         _log.log(_LEVEL[action.severity], "%s", action.message)
 
-    # --- the work loop's pulse -----------------------------------------------------------------------------
-
-    async def _ping(self) -> None:
-        """Feed the watchdog: by Tor's answer when connected, else by having come here."""
-        while True:
-            session = self._session
-            if session is None or not self._is_synced:
-                self._notifier.watchdog()
-            elif self._ping_sent_at is None:
-                self._ping_sent_at = self._loop.time()
-                session.send(wire.command("GETINFO", "version"), self._on_pong)
-            elif self._loop.time() - self._ping_sent_at > self._ping_timeout:
-                self._ping_sent_at = None
-                session.close(ControlUnreachable(f"no answer for {self._ping_timeout:g} s"))
-            self._tell_status()
-            await asyncio.sleep(self._ping_seconds)
-
-    def _on_pong(self, _reply: Reply) -> None:
-        self._ping_sent_at = None
-        self._notifier.watchdog()
-
     # --- status --------------------------------------------------------------------------------------------
 
     def _status_line(self) -> str:
         snapshot = self._pool.snapshot(now=self._loop.time())
-        return status_line(snapshot, self._policy, self._disconnected_reason)
+        return status_line(snapshot, self._policy, self._link.disconnected_reason)
 
     def _tell_status(self) -> None:
         """Tell systemd, at most once a second."""
@@ -373,7 +279,11 @@ class Service:
     def _answer_status(self, _request: Mapping[str, Any]) -> Mapping[str, Any]:
         snapshot = self._pool.snapshot(now=self._loop.time())
         return status_document(
-            snapshot, self._policy, reason=self._status_line(), tor_version=self._tor_version
+            snapshot,
+            self._policy,
+            reason=self._status_line(),
+            tor_version=self._link.tor_version,
+            guard_pid=self._link.guard_pid,
         )
 
     # --- reload and stop -----------------------------------------------------------------------------------
@@ -407,7 +317,7 @@ class Service:
         self._handle(StopRequested())
         try:
             async with asyncio.timeout(STOP_SECONDS):
-                session = self._session or await connect_once(self._policy.tor)
+                session = self._link.session or await connect_once(self._policy.tor)
                 handed = await give_back(session)
                 session.close()
                 _log.info("Tor assigns all streams again, %d waited", handed)

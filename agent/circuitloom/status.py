@@ -46,7 +46,7 @@ def status_line(snapshot: PoolSnapshot, policy: Policy, disconnected_reason: str
 
 
 def status_document(
-    snapshot: PoolSnapshot, policy: Policy, *, reason: str, tor_version: str
+    snapshot: PoolSnapshot, policy: Policy, *, reason: str, tor_version: str, guard_pid: int | None
 ) -> dict[str, Any]:
     """What ``circuitloom status --json`` prints.
 
@@ -55,6 +55,7 @@ def status_document(
         policy: What is asked for.
         reason: The status line.
         tor_version: As Tor told it.
+        guard_pid: The process that gives back when the agent cannot.
     """
     return {
         "version": STATUS_VERSION,
@@ -67,6 +68,7 @@ def status_document(
             "version": tor_version or None,
             "control": str(policy.tor.control),
         },
+        "guard_pid": guard_pid,
         "circuits": [_rounded(dataclasses.asdict(circuit)) for circuit in snapshot.circuits],
         "streams": {
             "active": snapshot.streams_active,

@@ -271,16 +271,6 @@ def unquote(text: str) -> str:
     return _ESCAPED.sub(_unescape, text[1:-1])
 
 
-def quote(text: str) -> str:
-    """Quote an argument as a QuotedString.
-
-    Raises:
-        ValueError: The text holds a line break or NUL, which no command can carry.
-    """
-    _refuse_breaks(text)
-    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
-
-
 def command(keyword: str, *arguments: str) -> bytes:
     """Build one command line.
 

@@ -81,9 +81,15 @@ class Agent:
     def signal(self, number: signal.Signals) -> None:
         self.process.send_signal(number)
 
-    def kill(self) -> None:
+    def kill(self, *, with_guard: bool = False) -> None:
+        """SIGKILL; ``with_guard`` kills its helper first, as the end of a whole control group does."""
+        if with_guard:
+            self.kill_guard()
         self.process.kill()
         self.process.wait(STOP_SECONDS)
+
+    def kill_guard(self) -> None:
+        os.kill(self.status()["guard_pid"], signal.SIGKILL)
 
     def stop(self) -> int:
         """SIGTERM, and the exit code; it must end within the 5 s that are promised."""
@@ -103,7 +109,9 @@ class Agent:
     def log(self) -> str:
         return self.log_path.read_text()
 
-    def wait_until(self, is_so: Callable[[dict[str, Any]], bool], what: str, seconds: float = 20.0) -> dict[str, Any]:
+    def wait_until(
+        self, is_so: Callable[[dict[str, Any]], bool], what: str, seconds: float = 20.0
+    ) -> dict[str, Any]:
         """Wait for a status; the bound's message shows the log's end."""
         deadline = time.monotonic() + seconds
         last: object = "no status yet"
@@ -143,5 +151,7 @@ def run_command(*arguments: str, timeout: float = 20.0) -> subprocess.CompletedP
 def circuit_ids(status: Mapping[str, Any]) -> dict[str, str]:
     """Tor's id of each built circuit, by its name in the policy."""
     return {
-        circuit["name"]: circuit["circuit_id"] for circuit in status["circuits"] if circuit["state"] == "built"
+        circuit["name"]: circuit["circuit_id"]
+        for circuit in status["circuits"]
+        if circuit["state"] == "built"
     }

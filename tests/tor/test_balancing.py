@@ -35,7 +35,8 @@ def test_512_concurrent_streams_go_256_to_256(client: TorClient, echo: EchoServe
     )
 
     async def run() -> None:
-        opened = await open_many(SocksProxy(client.socks_port), (LOOPBACK, echo.port), count=512, concurrency=128)
+        proxy = SocksProxy(client.socks_port)
+        opened = await open_many(proxy, (LOOPBACK, echo.port), count=512, concurrency=128)
         assert opened.failures == []
         assert witness.open_streams() == {ids["primary"]: 256, ids["backup"]: 256}
         assert await echo_on_all(opened) == 512
@@ -86,7 +87,8 @@ def test_least_streams_fills_the_emptier_circuit(client: TorClient, echo: EchoSe
     )
 
     async def run() -> None:
-        opened = await open_many(SocksProxy(client.socks_port), (LOOPBACK, echo.port), count=40, concurrency=1)
+        proxy = SocksProxy(client.socks_port)
+        opened = await open_many(proxy, (LOOPBACK, echo.port), count=40, concurrency=1)
         assert opened.failures == []
         assert witness.open_streams() == {ids["a"]: 10, ids["b"]: 30}
         await opened.close()

@@ -48,7 +48,7 @@ def tell(reached):
         print(network.directory, flush=True)
         sys.stdin.read()
 
-network = PrivateNetwork(authorities=1, relays=1, on_progress=tell)
+network = PrivateNetwork(authorities=1, relays=2, on_progress=tell)
 with network:
     pass
 """
@@ -278,10 +278,10 @@ def test_a_port_taken_meanwhile_is_named_with_what_to_do(network: PrivateNetwork
 def test_a_failing_start_leaves_nothing() -> None:
     def fail(reached: str) -> None:
         if "relays run" in reached:
-            assert len(processes_naming(network.directory)) == 3
+            assert len(processes_naming(network.directory)) == 4
             raise LookupError
 
-    network = PrivateNetwork(authorities=1, relays=1, on_progress=fail)
+    network = PrivateNetwork(authorities=1, relays=2, on_progress=fail)
 
     with pytest.raises(LookupError), network:
         pass
@@ -302,8 +302,8 @@ def test_an_ended_owner_leaves_nothing(number: signal.Signals) -> None:
     ) as owner:
         assert owner.stdout is not None
         directory = Path(owner.stdout.readline().strip())
-        # An authority, a relay and the guardian.
-        assert len(processes_naming(directory)) == 3
+        # An authority, two relays and the guardian.
+        assert len(processes_naming(directory)) == 4
 
         owner.send_signal(number)
 
@@ -358,3 +358,9 @@ def test_an_extra_line_replaces_ours_or_adds_a_port() -> None:
         "circuitbuildtimeout 9",
         "SocksPort 2",
     ]
+
+
+@pytest.mark.parametrize(("relays", "authorities"), [(0, 3), (6, 0), (1, 1)])
+def test_a_network_without_three_hops_is_refused(relays: int, authorities: int) -> None:
+    with pytest.raises(LabError, match="at least"):
+        PrivateNetwork(relays=relays, authorities=authorities)

@@ -22,9 +22,8 @@ TWO = "[{name: primary}, {name: backup}]"
 
 
 def lost(report: LoadReport) -> list[str]:
-    return [
-        f"{result.outcome}: {result.detail}" for result in report.results if result.outcome is not Outcome.SUCCEEDED
-    ]
+    failures = [result for result in report.results if result.outcome is not Outcome.SUCCEEDED]
+    return [f"{result.outcome}: {result.detail}" for result in failures]
 
 
 async def connect_one(client: TorClient, echo: EchoServer, seconds: float = 20.0) -> None:
@@ -84,12 +83,14 @@ def test_sigint_stops_like_sigterm(client: TorClient, tmp_path: Path) -> None:
         assert witness.option() == "0"
 
 
-def test_kill_under_load_then_release_strands_nobody(client: TorClient, echo: EchoServer, tmp_path: Path) -> None:
+def test_kill_under_load_then_release_strands_nobody(
+    client: TorClient, echo: EchoServer, tmp_path: Path
+) -> None:
     async def run() -> None:
         load = Load([SocksProxy(client.socks_port)], (LOOPBACK, echo.port), streams_per_second=100)
         running = asyncio.create_task(load.run(6))
         await asyncio.sleep(2)
-        await asyncio.to_thread(agent.kill)
+        await asyncio.to_thread(agent.kill, with_guard=True)
         await asyncio.sleep(1)
         assert len(witness.waiting()) > 20
         released = await asyncio.to_thread(agent.release)
@@ -113,7 +114,7 @@ def test_a_new_agent_takes_what_a_killed_one_left_waiting(
         load = Load([SocksProxy(client.socks_port)], (LOOPBACK, echo.port), streams_per_second=50)
         running = asyncio.create_task(load.run(5))
         await asyncio.sleep(1)
-        await asyncio.to_thread(agent.kill)
+        await asyncio.to_thread(agent.kill, with_guard=True)
         await asyncio.sleep(1)
         agent.start()
         assert lost(await running) == []
@@ -166,14 +167,17 @@ def test_the_agent_waits_for_a_tor_that_is_not_there_yet(client: TorClient, tmp_
     try:
         with make_agent(client, tmp_path) as agent:
             status = agent.wait_until(lambda status: status["state"] == "disconnected", "it runs")
-            assert "no Tor at" in agent.wait_until(
-                lambda status: "no Tor at" in status["reason"], "the reason is told"
-            )["reason"]
+            assert (
+                "no Tor at"
+                in agent.wait_until(lambda status: "no Tor at" in status["reason"], "the reason is told")[
+                    "reason"
+                ]
+            )
             assert status["tor"]["connected"] is False
             client.start()
             agent.wait_balancing(2, seconds=60)
     finally:
-        client.start() if not client.is_running else None
+        client.start() if not client.is_running() else None
 
 
 def test_all_circuits_gone_gives_back_until_they_return(
@@ -235,7 +239,7 @@ async def ask_dns_port(port: int, name: bytes) -> bytes:
         def __init__(self) -> None:
             self.answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
 
-        def datagram_received(self, data: bytes, addr: object) -> None:
+        def datagram_received(self, data: bytes, _sender: object) -> None:
             self.answer.set_result(data)
 
     labels = b"".join(bytes([len(label)]) + label for label in name.split(b"."))
@@ -277,7 +281,7 @@ def test_dns_is_answered_as_by_plain_tor(client: TorClient, tmp_path: Path) -> N
         dns = [stream for stream, purpose in witness.purposes.items() if purpose == "DNS_REQUEST"]
         assert len(dns) == 4
         assert all(set(witness.attached.get(stream, [])) <= ids for stream in dns)
-        assert client.is_running
+        assert client.is_running()
         assert agent.status()["streams"]["waiting"] == 0
 
 
@@ -317,7 +321,7 @@ def test_onion_and_directory_streams_are_left_to_tor(
             log = agent.log()
             assert "only Tor can serve this address" in log
             assert onion.removesuffix(".onion") not in log
-            assert client.is_running
+            assert client.is_running()
     finally:
         host.stop()
 
@@ -326,7 +330,8 @@ def test_release_alone_is_harmless(client: TorClient) -> None:
     with Witness(client) as witness:
         policy = client.control_socket.parent / "release.yaml"
         policy.write_text(
-            f"version: 1\ntor: {{control: 'unix:{client.control_socket}'}}\ncircuits: [{{name: a}}, {{name: b}}]\n"
+            f"version: 1\ntor: {{control: 'unix:{client.control_socket}'}}\n"
+            "circuits: [{name: a}, {name: b}]\n"
         )
         done = run_command("release", str(policy))
         assert done.returncode == 0

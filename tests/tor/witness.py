@@ -81,11 +81,13 @@ class Witness:
 
     def open_streams(self) -> Counter[str]:
         """How many streams are connected on each circuit, by GETINFO stream-status."""
-        return Counter(line.split(" ")[2] for line in self.stream_status() if line.split(" ")[1] == "SUCCEEDED")
+        lines = [line.split(" ") for line in self.stream_status()]
+        return Counter(circuit for _, status, circuit, *_ in lines if status == "SUCCEEDED")
 
     def waiting(self) -> list[str]:
         """Streams that no circuit has, by GETINFO stream-status."""
-        return [line for line in self.stream_status() if line.split(" ")[1:3] in (["NEW", "0"], ["NEWRESOLVE", "0"])]
+        fresh = (["NEW", "0"], ["NEWRESOLVE", "0"])
+        return [line for line in self.stream_status() if line.split(" ")[1:3] in fresh]
 
     def stream_status(self) -> list[str]:
         return [line for line in self.get_info("stream-status").splitlines() if line]

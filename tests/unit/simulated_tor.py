@@ -14,7 +14,6 @@ from circuitloom.model import (
     LEAVE_UNATTACHED,
     TOR_CHOOSES,
     Action,
-    Announce,
     AttachRefused,
     AttachStream,
     BuildAccepted,
@@ -84,10 +83,10 @@ class SimulatedTor:
                     self._set_option(is_set=True)
                 case GiveBack():
                     self._set_option(is_set=False)
-                case AttachStream(stream_id, circuit_id, _):
-                    replies += self._attach(stream_id, circuit_id)
-                case ReleaseStream(stream_id, _):
-                    replies += self._attach(stream_id, TOR_CHOOSES)
+                case AttachStream() | ReleaseStream():
+                    is_release = isinstance(action, ReleaseStream)
+                    circuit_id = TOR_CHOOSES if is_release else action[1]
+                    replies += self._attach(action.stream_id, CircuitId(circuit_id))
                 case CloseStream(stream_id, _):
                     self.end_stream(stream_id, StreamStatus.FAILED)
                 case BuildCircuit(build, _, _):
@@ -95,8 +94,6 @@ class SimulatedTor:
                 case CloseCircuit(circuit_id):
                     if not any(stream.circuit_id == circuit_id for stream in self.streams.values()):
                         self.end_circuit(circuit_id)
-                case Announce():
-                    pass
         return replies
 
     def _set_option(self, *, is_set: bool) -> None:

@@ -145,7 +145,8 @@ def test_least_streams_knows_what_a_candidate_brings() -> None:
 
 
 def test_least_streams_forgets_stale_counts() -> None:
-    chooser = fill(LeastStreams(), {"a": 1, "b": 1})
+    chooser = LeastStreams()
+    fill(chooser, {"a": 1, "b": 1})
     for streams in range(5000):
         chooser.count_streams("a", streams)
 

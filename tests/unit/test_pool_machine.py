@@ -1,11 +1,10 @@
-"""The pool beside a simulated Tor, under any order of happenings: nobody is stranded, nothing is miscounted."""
+"""The pool beside a simulated Tor, in any order of events: nobody is stranded, nothing is miscounted."""
 
 from __future__ import annotations
 
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from unit.simulated_tor import SimulatedTor
 
 from circuitloom.model import (
     Action,
@@ -26,6 +25,7 @@ from circuitloom.policy.types import (
     WhenNone,
 )
 from circuitloom.pool import Attachment, Pool
+from unit.simulated_tor import SimulatedTor
 
 TARGETS = ["example.com:80", "203.0.113.7:443", "abcdefghij.onion:80", "x.relay.exit:80", "[2001:db8::1]:80"]
 
@@ -84,7 +84,7 @@ class PoolMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.is_connected)
     @rule(restarts=st.booleans())
-    def lose_connection(self, restarts: bool) -> None:  # noqa: FBT001 - Hypothesis passes by name
+    def lose_connection(self, restarts: bool) -> None:
         self.is_connected = False
         if restarts:
             self.tor.restart()
@@ -129,7 +129,7 @@ class PoolMachine(RuleBasedStateMachine):
         self.tor.reload()
 
     @rule(refuses=st.booleans())
-    def refuse_builds(self, refuses: bool) -> None:  # noqa: FBT001 - Hypothesis passes by name
+    def refuse_builds(self, refuses: bool) -> None:
         self.tor.refuses_builds = refuses
         if not refuses and self.is_connected:
             self.give(NetworkReady())

@@ -136,7 +136,7 @@ def _failover_lines(findings: Findings) -> list[str]:
         return ["No circuit was closed: the load ended too early."]
     lines = [
         f"Failover: {CLOSED}'s circuit {failover.circuit_id} was closed behind the agent's back.",
-        f"  {findings.lost_with_circuit()} streams were open on it and were cut: Tor cannot move a running one.",
+        f"  {findings.lost_with_circuit()} streams ran on it and were cut: Tor cannot move a running stream.",
         f"  {findings.lost_otherwise()} other streams were lost: new ones went to the other circuits.",
     ]
     if failover.used_at is None:

@@ -68,8 +68,8 @@ def run_demo(*, seconds: float, relays: int, plain: bool) -> int:
     took_seconds = time.monotonic() - began_at
     sys.stdout.write(
         f"\n{summary(findings)}\n\n"
-        f"That was the real agent on a real Tor, all on 127.0.0.1. It took {took_seconds:.0f} s, and nothing of\n"
-        "it is left: no process, no file.\n",
+        "That was the real agent on a real Tor, all of it on 127.0.0.1.\n"
+        f"It took {took_seconds:.0f} s. Nothing of it is left: no process, no file.\n"
     )
     return 1 if findings.lost_otherwise() else 0
 
@@ -184,9 +184,7 @@ class _Scenario:
             if name == CLOSED and used_at > failover.closed_at:
                 failover.replaced_by, failover.used_at = circuit_id, used_at
                 seconds = used_at - failover.closed_at
-                self._findings.note(
-                    f"its replacement, circuit {circuit_id}, carries streams after {seconds:.2f} s"
-                )
+                self._findings.note(f"its replacement, {circuit_id}, carries streams after {seconds:.2f} s")
 
     def _close_circuit(self) -> None:
         """End a circuit in Tor, as a relay that goes away would; nobody tells the agent."""

@@ -166,7 +166,8 @@ class LiveView:
 def _rates(findings: Findings) -> str:
     streams = findings.status["streams"]
     per_second = len(findings.load.results) / max(1.0, findings.elapsed_seconds)
-    return f"{per_second:.0f} streams/s   {_counts(findings)}; {streams['active']} open, {streams['waiting']} waiting"
+    now = f"{streams['active']} open, {streams['waiting']} waiting"
+    return f"{per_second:.0f} streams/s   {_counts(findings)}   {now}"
 
 
 def _counts(findings: Findings) -> str:
@@ -177,6 +178,7 @@ def _counts(findings: Findings) -> str:
 def _times(findings: Findings) -> str:
     words = []
     for label, report in (("circuitloom", findings.load), ("Tor alone", findings.own)):
-        p50, p99 = (report.connect_percentile_seconds(percent) * 1000 for percent in (50, 99))
-        words.append(f"{label}: p50 {p50:.0f} ms, p99 {p99:.0f} ms")
-    return "connect   " + "   ".join(words)
+        if report.results:
+            p50, p99 = (report.connect_percentile_seconds(percent) * 1000 for percent in (50, 99))
+            words.append(f"{label} {p50:.0f} (p99 {p99:.0f}) ms")
+    return f"connect p50: {', '.join(words)}"

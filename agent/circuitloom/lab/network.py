@@ -70,6 +70,10 @@ class PrivateNetwork:
         client_options: Sequence[str] = (),
         on_progress: Callable[[str], None] = lambda _: None,
     ) -> None:
+        if relays < 1 or authorities < 1:
+            raise LabError("a private network needs at least one exit relay and one authority")
+        if relays + authorities < 3:
+            raise LabError("a circuit has three hops: ask for at least three relays and authorities together")
         self.authorities: list[TorRelay] = []
         self.relays: list[TorRelay] = []
         self.clients: list[TorClient] = []

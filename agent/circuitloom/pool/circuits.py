@@ -59,7 +59,7 @@ class Circuits:
         self._algorithm = policy.balance.algorithm
         self._chooser: Chooser = CHOOSERS[self._algorithm]()
         self.slots: dict[str, SlotState] = {slot.name: SlotState(slot) for slot in policy.slots}
-        self._outgoing: dict[str, SlotState] = {}
+        self._outgoing: dict[str, Circuit] = {}
         self.by_id: dict[CircuitId, Circuit] = {}
         self._builds: dict[int, Circuit] = {}
         self._build_number = 0
@@ -86,9 +86,7 @@ class Circuits:
     @property
     def is_usable(self) -> bool:
         """Whether at least one circuit that may serve is BUILT, full or not."""
-        return (
-            self.active_built > 0 or (self.backups_serve and self.backup_built > 0) or bool(self._outgoing)
-        )
+        return self.active_built > 0 or (self.backups_serve and self.backup_built > 0) or bool(self._outgoing)
 
     def choose(self, exclude: Collection[str]) -> Circuit | None:
         """The circuit for the next stream, or None when there is none below its limit."""
@@ -242,8 +240,7 @@ class Circuits:
             state = entry[2]
             if state.building is not None:
                 circuit = state.building
-                if circuit.circuit_id is not None:
-                    self._emit(CloseCircuit(circuit.circuit_id))
+                self._close(circuit)
                 self._build_failed(circuit, f"no answer in {BUILD_TIMEOUT_SECONDS:g} s", now)
             else:
                 self._want(state)
@@ -253,7 +250,7 @@ class Circuits:
         """Keep what both policies name, build what is new, drain what is gone."""
         self._rebuild = policy.failover.rebuild
         self._min_active = policy.failover.min_active
-        old = self._outgoing | self.slots
+        old = {name: circuit.slot for name, circuit in self._outgoing.items()} | self.slots
         self._outgoing = {}
         self.slots = {}
         for slot in policy.slots:
@@ -269,7 +266,7 @@ class Circuits:
             if state.building is not None:
                 self._abandon(state.building)
             if state.circuit is not None:
-                self._outgoing[name] = state
+                self._outgoing[name] = state.circuit
         self._wanted.clear()
         self._algorithm = policy.balance.algorithm
         self._restart_chooser()
@@ -365,8 +362,7 @@ class Circuits:
 
     def _abandon(self, circuit: Circuit) -> None:
         """Nobody wants the circuit under way any more."""
-        if circuit.circuit_id is not None:
-            self._emit(CloseCircuit(circuit.circuit_id))
+        self._close(circuit)
         self._forget(circuit)
 
     def _close(self, circuit: Circuit) -> None:
@@ -385,9 +381,10 @@ class Circuits:
             self._under_way -= 1
         if circuit.slot.circuit is circuit:
             circuit.slot.circuit = None
+            if not self._is_kept(circuit.slot):
+                self._outgoing.pop(circuit.slot.slot.name, None)
         if was_built:
             self._tiers_changed(circuit.slot, -1)
-        self._outgoing = {name: state for name, state in self._outgoing.items() if state is not circuit.slot}
         self._offer(circuit)
 
     def _is_kept(self, state: SlotState) -> bool:
@@ -398,9 +395,8 @@ class Circuits:
         """The circuits of the policy itself suffice: those of its predecessor take no more streams."""
         if self.is_ready:
             outgoing, self._outgoing = self._outgoing, {}
-            for state in outgoing.values():
-                if state.circuit is not None:
-                    self._drain(state.circuit)
+            for circuit in outgoing.values():
+                self._drain(circuit)
 
     # --- the chooser ---------------------------------------------------------------------------------------
 

@@ -140,6 +140,11 @@ class Pool:
             self._evaluate(now)
         return actions
 
+    @property
+    def is_in_charge(self) -> bool:
+        """Whether new streams wait for us."""
+        return self._attachment is Attachment.BALANCING
+
     def next_deadline(self) -> float | None:
         """When a DeadlinePassed event is due (seconds), or None."""
         deadlines = (self._circuits.next_deadline(), self._take_over_at)
@@ -338,7 +343,9 @@ class Pool:
             # Tor is choosing for it already, or has just ended it: its own events tell the rest.
             stream.state = StreamState.RELEASED
             return
-        if event.code == 552 or event.message.startswith("Can't attach"):
+        is_circuit_s_fault = event.code == 552 or event.message.startswith("Can't attach")
+        # Of many attaches under way, the first refusal has taken the circuit out already.
+        if is_circuit_s_fault and circuit.state is not CircuitState.CLOSED:
             self._circuits.lose(circuit, "Tor attaches nothing to it", now=now)
         stream.tried = (*stream.tried, event.circuit_id)
         stream.state = StreamState.NEW
@@ -412,6 +419,8 @@ class Pool:
             self._emit(Announce(Severity.INFO, "Tor re-read its configuration"))
 
     def _on_take_over_refused(self, event: TakeOverRefused, now: float) -> None:
+        if self._attachment is Attachment.STOPPING:
+            return
         self._take_over_at = now + TAKE_OVER_RETRY_SECONDS
         self._give_back(Attachment.RELEASED, f"Tor refused ({event.message})", now)
 

@@ -1,0 +1,269 @@
+"""Keeps a control connection to one Tor for as long as the agent runs.
+
+Rules of this file:
+
+* A lost connection is tried again for ever; the same reason is logged once.
+* Each connection begins with one pipelined exchange: subscribe, then ask what there is. Events count from
+  that answer on; earlier ones are older than it.
+* Tor has to answer a question every few seconds, and the loop has to turn: a connection on which either
+  failed is of unknown age and is made anew.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from circuitloom import wire
+from circuitloom.authentication import open_control
+from circuitloom.errors import ControlError, ControlUnreachable
+from circuitloom.guard import BEAT_SECONDS, SILENCE_SECONDS, Guard
+from circuitloom.model import LEAVE_UNATTACHED, Connected, Reserved
+from circuitloom.policy.types import TorControl
+from circuitloom.session import Session, connect
+from circuitloom.wire import ControlEvent, Reply
+
+EVENTS = ("CIRC", "CIRC_MINOR", "STREAM", "CONF_CHANGED", "SIGNAL", "STATUS_CLIENT")
+RESERVED_OPTIONS = ("VirtualAddrNetworkIPv4", "VirtualAddrNetworkIPv6", "MapAddress")
+
+RECONNECT_INITIAL_SECONDS = 0.1
+RECONNECT_MAX_SECONDS = 2.0
+"""Short: streams wait while we are away, and connecting to a local socket costs next to nothing."""
+RECONNECT_JITTER = 0.2
+
+PING_SECONDS = 5.0
+PING_TIMEOUT_SECONDS = 10.0
+"""A Tor that does not answer for this long is taken for hung; the connection is made anew."""
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class LinkEvents:
+    """What a link calls.
+
+    Attributes:
+        connected: With what Tor says there is; events follow.
+        event: With each event.
+        turn: After all that one read brought.
+        lost: The connection ended; what is asked for now goes nowhere.
+        reserved: With what Tor maps from now on.
+        pulse: The loop has turned and, when connected, Tor has answered.
+        news: Something changed that the status shows.
+        is_in_charge: Asked whether new streams wait for us.
+    """
+
+    connected: Callable[[Connected], None]
+    event: Callable[[ControlEvent], None]
+    turn: Callable[[], None]
+    lost: Callable[[], None]
+    reserved: Callable[[Reserved], None]
+    pulse: Callable[[], None]
+    news: Callable[[], None]
+    is_in_charge: Callable[[], bool]
+
+
+class Link:
+    """A control connection that comes back.
+
+    Args:
+        tor: Where Tor is.
+        events: What to call.
+        uniform: Gives a random number in [0, 1).
+        watchdog_seconds: How often ``pulse`` is due at the latest, if anybody waits for it.
+
+    Attributes:
+        session: The connection, from the moment it is authenticated until it ends.
+        tor_version: As Tor told it last; empty before.
+        disconnected_reason: Why there is no connection, in words.
+    """
+
+    def __init__(
+        self,
+        tor: TorControl,
+        events: LinkEvents,
+        *,
+        uniform: Callable[[], float],
+        watchdog_seconds: float | None,
+    ) -> None:
+        self._tor = tor
+        self._events = events
+        self._uniform = uniform
+        self._loop = asyncio.get_running_loop()
+        self._ping_seconds = PING_SECONDS
+        self._ping_timeout_seconds = PING_TIMEOUT_SECONDS
+        if watchdog_seconds is not None:
+            self._ping_seconds = min(PING_SECONDS, watchdog_seconds / 3)
+            self._ping_timeout_seconds = min(PING_TIMEOUT_SECONDS, watchdog_seconds / 2)
+        self._ping_sent_at: float | None = None
+        self._turned_at = self._loop.time()
+        self._ended = asyncio.Event()
+        self._is_synchronised = False
+        self._guard = Guard()
+        self.session: Session | None = None
+        self.tor_version = ""
+        self.disconnected_reason = "connecting"
+
+    @property
+    def guard_pid(self) -> int | None:
+        """The process that gives back when this one cannot."""
+        return self._guard.pid
+
+    # --- tasks of the service ------------------------------------------------------------------------------
+
+    async def stay_connected(self) -> None:
+        """Connect, serve until the connection ends, and again; never returns."""
+        delay_seconds = RECONNECT_INITIAL_SECONDS
+        while True:
+            self._ended.clear()
+            try:
+                self.session = await connect(
+                    self._tor, on_event=self._on_event, on_turn=self._on_turn, on_closed=self._on_closed
+                )
+            except ControlError as error:
+                self._tell(str(error))
+            else:
+                self._turned_at = self._loop.time()
+                self._synchronise(self.session)
+                await self._ended.wait()
+                if self._is_synchronised:
+                    delay_seconds = RECONNECT_INITIAL_SECONDS
+                self._is_synchronised = False
+            await asyncio.sleep(delay_seconds * (1 + RECONNECT_JITTER * (2 * self._uniform() - 1)))
+            delay_seconds = min(RECONNECT_MAX_SECONDS, delay_seconds * 2)
+
+    async def keep_pulse(self) -> None:
+        """Ask Tor every few seconds whether it is there; never returns."""
+        while True:
+            session = self.session
+            if session is None or not self._is_synchronised:
+                self._events.pulse()
+            elif self._ping_sent_at is None:
+                self._ping_sent_at = self._loop.time()
+                session.send(wire.command("GETINFO", "version"), self._on_pong)
+            elif self._loop.time() - self._ping_sent_at > self._ping_timeout_seconds:
+                session.close(ControlUnreachable(f"no answer for {self._ping_timeout_seconds:g} s"))
+            self._events.news()
+            await asyncio.sleep(self._ping_seconds)
+
+    async def keep_beat(self) -> None:
+        """Tell the guard that the loop turns; never returns."""
+        while True:
+            if self._loop.time() - self._turned_at > BEAT_SECONDS + SILENCE_SECONDS:
+                self._end_standstill()
+            self._turned_at = self._loop.time()
+            if self._guard.is_missing:
+                self.start_guard()
+                if self._is_synchronised:
+                    self._tell_guard()
+            self.beat()
+            await asyncio.sleep(BEAT_SECONDS)
+
+    def beat(self) -> None:
+        """Tell the guard who is in charge, now: before the takeover is sent, and after it is undone."""
+        self._guard.beat(is_in_charge=self._events.is_in_charge())
+
+    def close(self) -> None:
+        """End the guard, after everything was given back."""
+        self._guard.close()
+
+    # --- the connection ------------------------------------------------------------------------------------
+
+    def _synchronise(self, session: Session) -> None:
+        options: list[Reply] = []
+        session.send(wire.command("SETEVENTS", *EVENTS), self._require)
+        session.send(wire.command("GETCONF", LEAVE_UNATTACHED, *RESERVED_OPTIONS), options.append)
+
+        def take(reply: Reply) -> None:
+            self._require(reply)
+            if not (reply.is_ok and options):
+                return
+            values = reply.values()
+            self.tor_version = values.get("version", "")
+            self._is_synchronised = True
+            self._tell_guard()
+            self._ping_sent_at = None
+            self.disconnected_reason = ""
+            _log.info("connected to Tor %s at %s", self.tor_version, self._tor.control)
+            self._events.connected(
+                Connected(
+                    circuits=wire.parse_circuits(values.get("circuit-status", "")),
+                    streams=wire.parse_streams(values.get("stream-status", "")),
+                    leave_unattached=options[0].values().get(LEAVE_UNATTACHED) == "1",
+                    reserved=wire.parse_reserved(options[0]),
+                )
+            )
+
+        session.send(wire.command("GETINFO", "version", "circuit-status", "stream-status"), take)
+
+    def ask_reserved(self) -> None:
+        """Ask anew what Tor maps, after its options changed."""
+        if self.session is not None:
+            self.session.send(
+                wire.command("GETCONF", *RESERVED_OPTIONS),
+                lambda reply: self._events.reserved(wire.parse_reserved(reply)) if reply.is_ok else None,
+            )
+
+    def _require(self, reply: Reply) -> None:
+        if not reply.is_ok and self.session is not None:
+            self.session.close(ControlUnreachable(f"Tor refused ({reply.text})"))
+
+    def _on_event(self, event: ControlEvent) -> None:
+        if not self._is_synchronised:
+            return
+        if self._loop.time() - self._turned_at > SILENCE_SECONDS:
+            self._end_standstill()
+            return
+        self._events.event(event)
+
+    def _end_standstill(self) -> None:
+        """Start anew after a standstill: the guard may have given back meanwhile.
+
+        What waits to be read is a backlog, and acting on its first line could undo what its last line tells.
+        """
+        seconds = self._loop.time() - self._turned_at
+        self._turned_at = self._loop.time()
+        if self._is_synchronised and self.session is not None:
+            self._is_synchronised = False
+            self.session.close(ControlUnreachable(f"the agent stood still for {seconds:.1f} s"))
+
+    def _on_turn(self) -> None:
+        self._events.turn()
+
+    def _on_pong(self, _reply: Reply) -> None:
+        self._ping_sent_at = None
+        self._events.pulse()
+
+    def _on_closed(self, error: Exception | None) -> None:
+        self.session = None
+        self._ping_sent_at = None
+        self._ended.set()
+        self._tell(
+            f"the control connection ended ({error})" if error else "Tor closed the control connection"
+        )
+        self._events.lost()
+
+    def _tell(self, reason: str) -> None:
+        """Say once why there is no connection; the same reason again is not news."""
+        if reason != self.disconnected_reason:
+            _log.warning("%s; trying again until it works", reason)
+            self.disconnected_reason = reason
+        self._events.news()
+
+    # --- the guard -----------------------------------------------------------------------------------------
+
+    def start_guard(self) -> None:
+        """Start the guard; before anything can be taken over, there has to be one."""
+        try:
+            self._guard.start()
+        except OSError as error:
+            _log.warning("no guard process (%s); only systemd gives back after a kill", error.strerror)
+
+    def _tell_guard(self) -> None:
+        """Hand the guard a connection of its own."""
+        try:
+            self._guard.hand_over(open_control(self._tor))
+        except ControlError as error:
+            _log.warning("no control connection for the guard (%s)", error)

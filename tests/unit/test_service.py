@@ -1,0 +1,466 @@
+"""The service against a control port that does what a real Tor cannot be made to do."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import re
+import signal
+import socket
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from circuitloom.admin import ask
+from circuitloom.model import Action, CircuitEvent, Event
+from circuitloom.policy import read_policy
+from circuitloom.pool import Pool
+from circuitloom.service import Service
+from unit.fake_control_port import HANG, FakeControlPort
+
+WAIT_SECONDS = 20.0
+TAKE_OVER = "SETCONF __LeaveStreamsUnattached=1"
+GIVE_BACK = "RESETCONF __LeaveStreamsUnattached"
+
+# sdnotify keeps its socket for the life of the process and offers no way to close it.
+pytestmark = pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
+
+
+@pytest.fixture(autouse=True)
+def log(
+    agent_log: logging.Logger, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> pytest.LogCaptureFixture:
+    """What the agent logs, at every level."""
+    agent_log.propagate = True
+    caplog.set_level(logging.DEBUG, "circuitloom")
+    # A reload would send the log elsewhere.
+    monkeypatch.setattr("circuitloom.logs.configure", lambda _log: None)
+    return caplog
+
+
+@pytest.fixture
+def policy_path(short_path: Path) -> Path:
+    path = short_path / "policy.yaml"
+    path.write_text(
+        f"version: 1\ntor: {{control: 'unix:{short_path}/control'}}\n"
+        "circuits: [{name: primary}, {name: backup}]\nbalance: {algorithm: round-robin}\n"
+        f"failover: {{min_active: 2}}\nadmin: {{socket: '{short_path}/admin.sock'}}\n"
+    )
+    return path
+
+
+@pytest.fixture
+def manager(short_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.socket]:
+    """Systemd's end of NOTIFY_SOCKET."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as end:
+        end.bind(str(short_path / "notify"))
+        end.settimeout(WAIT_SECONDS)
+        monkeypatch.setenv("NOTIFY_SOCKET", str(short_path / "notify"))
+        yield end
+
+
+def stop() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def serve(policy_path: Path, script: Callable[[], object]) -> int:
+    """Run the service while a script, in a thread of its own, does its part; it is stopped afterwards."""
+
+    async def bounded() -> int:
+        service = Service(str(policy_path), read_policy(policy_path))
+        async with asyncio.timeout(WAIT_SECONDS):
+            running = asyncio.create_task(service.run())
+            try:
+                await asyncio.to_thread(script)
+            finally:
+                stop()
+            return await running
+
+    return asyncio.run(bounded())
+
+
+def wait_until(is_so: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + WAIT_SECONDS
+    while not is_so():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def status(policy_path: Path) -> dict[str, Any]:
+    return ask(str(policy_path.parent / "admin.sock"), {"command": "status"})
+
+
+def open_stream(fake: FakeControlPort, stream_id: int, target: str = "example.com:80") -> None:
+    fake.tell(
+        f"STREAM {stream_id} NEW 0 {target} PURPOSE=USER", f"STREAM {stream_id} CONTROLLER_WAIT 0 {target}"
+    )
+
+
+# --- the normal course -------------------------------------------------------------------------------------
+
+
+def test_it_subscribes_first_takes_over_last_and_gives_back_at_the_end(
+    policy_path: Path, fake: FakeControlPort, log: pytest.LogCaptureFixture
+) -> None:
+    def script() -> None:
+        fake.wait_for(TAKE_OVER)
+        open_stream(fake, 5)
+        open_stream(fake, 6, "secret.onion:80")
+        fake.wait_for("ATTACHSTREAM 6 0")
+
+    assert serve(policy_path, script) == 0
+    commands = [command.split(" ")[0] for command in fake.commands]
+    order = ["SETEVENTS", "GETCONF", "GETINFO", "EXTENDCIRCUIT", "SETCONF", "ATTACHSTREAM", "RESETCONF"]
+    assert sorted(order, key=commands.index) == order
+    assert fake.count("ATTACHSTREAM 5 30") == 1
+    assert not policy_path.with_name("admin.sock").exists()
+    assert "secret" not in log.text
+    assert "example.com" not in log.text
+
+
+def test_the_status_is_answered_while_it_runs(policy_path: Path, fake: FakeControlPort) -> None:
+    def script() -> None:
+        fake.wait_for(TAKE_OVER)
+        shown = status(policy_path)
+        assert shown["state"] == "balancing"
+        assert shown["reason"] == "balancing 0 streams over 2 of 2 circuits, round-robin"
+        assert shown["tor"] == {"connected": True, "version": "0.4.9.11", "control": str(fake.address)}
+
+    assert serve(policy_path, script) == 0
+
+
+def test_mappings_that_change_are_asked_for_again(policy_path: Path, fake: FakeControlPort) -> None:
+    def script() -> None:
+        fake.wait_for(TAKE_OVER)
+        fake.answers["GETCONF"] = "250 MapAddress=mapped.example x.onion\r\n"
+        fake.send("650-CONF_CHANGED\r\n650-MapAddress=mapped.example x.onion\r\n650 OK\r\n")
+        fake.wait_for("GETCONF VirtualAddrNetworkIPv4")
+        fake.wait_for("GETCONF", 2)
+        open_stream(fake, 5, "mapped.example:80")
+        fake.wait_for("ATTACHSTREAM 5 0")
+
+    assert serve(policy_path, script) == 0
+
+
+# --- refusals ----------------------------------------------------------------------------------------------
+
+
+def test_a_refused_take_over_is_given_back_and_told(
+    policy_path: Path, fake: FakeControlPort, log: pytest.LogCaptureFixture
+) -> None:
+    fake.answers["SETCONF"] = "553 Unable to set option\r\n"
+
+    def script() -> None:
+        fake.wait_for(GIVE_BACK)
+        open_stream(fake, 5)
+        fake.wait_for("ATTACHSTREAM 5 0")
+        assert status(policy_path)["state"] == "released"
+
+    assert serve(policy_path, script) == 0
+    assert "giving stream attachment back to Tor: Tor refused (Unable to set option)" in log.text
+
+
+def test_a_refused_reset_is_an_error_that_names_the_command_to_run(
+    policy_path: Path, fake: FakeControlPort, log: pytest.LogCaptureFixture
+) -> None:
+    fake.answers["RESETCONF"] = "553 Unable to set option\r\n"
+
+    assert serve(policy_path, lambda: fake.wait_for(TAKE_OVER)) == 0
+    assert "Tor refused to reset __LeaveStreamsUnattached: Unable to set option" in log.text
+    assert "run: circuitloom release" in log.text
+
+
+def test_a_refused_build_is_tried_again(
+    policy_path: Path, fake: FakeControlPort, log: pytest.LogCaptureFixture
+) -> None:
+    builds = fake.answers["EXTENDCIRCUIT"]
+    fake.answers["EXTENDCIRCUIT"] = "551 Couldn't start circuit\r\n"
+
+    def script() -> None:
+        fake.wait_for("EXTENDCIRCUIT", 2)
+        wait_until(lambda: status(policy_path)["circuits"][1]["state"] == "backoff")
+        fake.answers["EXTENDCIRCUIT"] = builds
+        fake.tell("STATUS_CLIENT NOTICE CIRCUIT_ESTABLISHED")
+        fake.wait_for(TAKE_OVER)
+
+    assert serve(policy_path, script) == 0
+    assert "circuit primary could not be built (Couldn't start circuit)" in log.text
+
+
+def test_a_build_is_tried_again_when_its_time_has_come(policy_path: Path, fake: FakeControlPort) -> None:
+    policy_path.write_text(
+        policy_path.read_text().replace(
+            "min_active: 2", "min_active: 2, rebuild: {initial: 100ms, jitter: 0%}"
+        )
+    )
+    fake.answers["EXTENDCIRCUIT"] = "551 Couldn't start circuit\r\n"
+
+    assert serve(policy_path, lambda: fake.wait_for("EXTENDCIRCUIT", 6)) == 0
+
+
+def test_a_refused_attach_sends_the_stream_to_another_circuit(
+    policy_path: Path, fake: FakeControlPort
+) -> None:
+    fake.answers["ATTACHSTREAM 5 30"] = '552 Unknown circuit "30"\r\n'
+
+    def script() -> None:
+        fake.wait_for(TAKE_OVER)
+        open_stream(fake, 5)
+        fake.wait_for("ATTACHSTREAM 5 31")
+
+    assert serve(policy_path, script) == 0
+
+
+def test_a_stream_is_refused_when_the_policy_says_so(policy_path: Path, fake: FakeControlPort) -> None:
+    policy_path.write_text(
+        policy_path.read_text().replace("min_active: 2", "min_active: 2, when_none: reject")
+    )
+
+    def script() -> None:
+        fake.wait_for(TAKE_OVER)
+        fake.answers["EXTENDCIRCUIT"] = "551 Couldn't start circuit\r\n"
+        fake.tell("CIRC 30 CLOSED REASON=FINISHED", "CIRC 31 CLOSED REASON=FINISHED")
+        open_stream(fake, 5)
+        fake.wait_for("CLOSESTREAM 5 1")
+
+    assert serve(policy_path, script) == 0
+
+
+@pytest.mark.parametrize("command", ["SETEVENTS", "GETINFO version circuit-status"])
+def test_a_tor_that_refuses_the_first_questions_is_tried_again(
+    policy_path: Path, fake: FakeControlPort, log: pytest.LogCaptureFixture, command: str
+) -> None:
+    fake.answers[command] = "552 Unrecognized\r\n"
+
+    def script() -> None:
+        fake.wait_for(command, 2)
+        assert "Unrecognized" in status(policy_path)["reason"]
+        del fake.answers[command]
+        fake.answers["SETEVENTS"] = "250 OK\r\n"
+        fake.wait_for(TAKE_OVER)
+
+    assert serve(policy_path, script) == 0
+    assert len(re.findall(r"Tor refused \(Unrecognized\).*trying again", log.text)) == 1
+
+
+# --- the connection ----------------------------------------------------------------------------------------
+
+
+def test_a_lost_connection_is_made_anew_and_everything_asked_again(
+    policy_path: Path, fake: FakeControlPort
+) -> None:
+    def script() -> None:
+        fake.wait_for(TAKE_OVER)
+        fake.hang_up()
+        fake.wait_for(TAKE_OVER, 2)
+
+    assert serve(policy_path, script) == 0
+    assert fake.count("SETEVENTS") == 2
+    assert fake.count("EXTENDCIRCUIT") == 4
+
+
+@pytest.mark.parametrize("garbage", ["garbage\r\n", "250 to no command\r\n", "650 STREAM 1 NEW\r\n"])
+def test_garbage_from_tor_is_answered_by_a_new_connection(
+    policy_path: Path, fake: FakeControlPort, garbage: str
+) -> None:
+    def script() -> None:
+        fake.wait_for(TAKE_OVER)
+        fake.send(garbage)
+        fake.wait_for(TAKE_OVER, 2)
+
+    assert serve(policy_path, script) == 0
+
+
+def test_an_odd_answer_to_a_build_is_answered_by_a_new_connection(
+    policy_path: Path, fake: FakeControlPort
+) -> None:
+    builds = fake.answers["EXTENDCIRCUIT"]
+    fake.answers["EXTENDCIRCUIT"] = "250 OK\r\n"
+
+    def script() -> None:
+        fake.wait_for("SETEVENTS", 2)
+        fake.answers["EXTENDCIRCUIT"] = builds
+        fake.wait_for(TAKE_OVER)
+
+    assert serve(policy_path, script) == 0
+
+
+def test_a_tor_that_refuses_us_is_told_once_and_tried_until_it_does_not(
+    policy_path: Path, fake: FakeControlPort, log: pytest.LogCaptureFixture
+) -> None:
+    fake.answers["AUTHENTICATE"] = "515 Authentication failed\r\n"
+
+    def script() -> None:
+        fake.wait_for("AUTHENTICATE", 3)
+        assert status(policy_path)["state"] == "disconnected"
+        fake.answers["AUTHENTICATE"] = "250 OK\r\n"
+        fake.wait_for(TAKE_OVER)
+
+    assert serve(policy_path, script) == 0
+    assert log.text.count("trying again until it works") == 1
+
+
+# --- the watchdog ------------------------------------------------------------------------------------------
+
+
+def test_a_tor_that_stops_answering_is_left_and_the_watchdog_is_not_fed_meanwhile(
+    policy_path: Path, fake: FakeControlPort, manager: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WATCHDOG_USEC", "600000")
+    monkeypatch.setenv("WATCHDOG_PID", str(os.getpid()))
+    pings = "GETINFO version"
+
+    def received() -> list[str]:
+        manager.settimeout(0)
+        messages = []
+        try:
+            while True:
+                messages.append(manager.recv(4096).decode())
+        except BlockingIOError:
+            return messages
+
+    def script() -> None:
+        fake.wait_for(TAKE_OVER)
+        wait_until(lambda: received().count("WATCHDOG=1") > 0)
+        hung = fake.count(pings)
+        fake.answers[pings] = HANG
+        fake.wait_for(pings, hung + 1)
+        received()
+        fake.wait_for("SETEVENTS", 2)
+        assert received().count("WATCHDOG=1") <= 1  # at most one, of the pause between the connections
+
+    fake.answers["GETINFO version circuit-status"] = fake.answers["GETINFO"]
+    assert serve(policy_path, script) == 0
+
+
+def test_systemd_is_told_of_each_stage(
+    policy_path: Path, fake: FakeControlPort, manager: socket.socket
+) -> None:
+    messages: list[str] = []
+
+    def receive_until(beginning: str) -> None:
+        while not messages or not messages[-1].startswith(beginning):
+            messages.append(manager.recv(4096).decode())
+
+    def script() -> None:
+        receive_until("READY=1\nSTATUS=not connected to Tor: connecting")
+        receive_until("STATUS=balancing 0 streams over 2 of 2 circuits, round-robin")
+
+    assert serve(policy_path, script) == 0
+    receive_until("STOPPING=1")
+
+
+# --- reload, stop, and faults of our own -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fault", ["wieght: 2", "回路: 2"])
+def test_a_faulty_reload_changes_nothing_and_says_so(
+    policy_path: Path,
+    fake: FakeControlPort,
+    manager: socket.socket,
+    log: pytest.LogCaptureFixture,
+    fault: str,
+) -> None:
+    good = policy_path.read_text()
+
+    def script() -> None:
+        fake.wait_for(TAKE_OVER)
+        policy_path.write_text(good.replace("{name: primary}", f"{{name: primary, {fault}}}"))
+        os.kill(os.getpid(), signal.SIGHUP)
+        message = ""
+        while "READY=1\nSTATUS=reload refused: " not in message:
+            message = manager.recv(4096).decode()
+        open_stream(fake, 5)
+        fake.wait_for("ATTACHSTREAM 5 30")
+
+    assert serve(policy_path, script) == 0
+    assert "reload refused: the policy has 1 faults, the old one stays" in log.text
+    assert "internal fault" not in log.text
+
+
+def test_a_reload_is_carried_out_and_addresses_stay(
+    policy_path: Path, fake: FakeControlPort, log: pytest.LogCaptureFixture
+) -> None:
+    good = policy_path.read_text()
+
+    def script() -> None:
+        fake.wait_for(TAKE_OVER)
+        policy_path.write_text(good.replace("{name: backup}", "{name: third}").replace("/control", "/other"))
+        os.kill(os.getpid(), signal.SIGHUP)
+        fake.wait_for("CLOSECIRCUIT 31 IfUnused")
+        assert status(policy_path)["tor"]["control"] == str(fake.address)
+
+    assert serve(policy_path, script) == 0
+    assert "restart the agent to apply their change" in log.text
+
+
+def test_a_stop_while_disconnected_still_gives_back(policy_path: Path, fake: FakeControlPort) -> None:
+    fake.answers["SETEVENTS"] = "552 Unrecognized\r\n"
+
+    assert serve(policy_path, lambda: fake.wait_for("SETEVENTS", 3)) == 0
+    assert fake.count(GIVE_BACK) >= 1
+
+
+def test_a_stop_without_any_tor_is_quiet(policy_path: Path, log: pytest.LogCaptureFixture) -> None:
+    def script() -> None:
+        wait_until(lambda: "no Tor at" in status(policy_path)["reason"])
+
+    assert serve(policy_path, script) == 0
+    assert "Tor is not there: nothing to give back" in log.text
+    assert not any(record.levelno >= logging.ERROR for record in log.records)
+
+
+def test_a_stop_is_bounded_when_tor_hangs(
+    policy_path: Path, fake: FakeControlPort, log: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("circuitloom.service.STOP_SECONDS", 0.3)
+
+    def script() -> None:
+        fake.wait_for(TAKE_OVER)
+        fake.is_mute = True
+
+    started = time.monotonic()
+    assert serve(policy_path, script) == 0
+    assert time.monotonic() - started < 10
+    assert "could not give everything back (time is up); run: circuitloom release" in log.text
+
+
+def test_a_fault_of_our_own_gives_back_tells_no_destination_and_ends_with_70(
+    policy_path: Path,
+    fake: FakeControlPort,
+    log: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    handle = Pool.handle
+
+    def fail(pool: Pool, event: Event, *, now: float) -> list[Action]:
+        if isinstance(event, CircuitEvent) and event.keywords.get("REASON") == "FINISHED":
+            raise RuntimeError("secret.example:80")
+        return handle(pool, event, now=now)
+
+    monkeypatch.setattr(Pool, "handle", fail)
+
+    def script() -> None:
+        fake.wait_for(TAKE_OVER)
+        fake.tell("CIRC 30 CLOSED REASON=FINISHED")
+        fake.wait_for(GIVE_BACK)
+
+    assert serve(policy_path, script) == 70
+    assert re.search(r"internal fault \(RuntimeError at \S+test_service\.py:\d+\)", log.text)
+    assert "secret" not in log.text
+
+
+def test_a_task_that_ends_by_a_fault_is_a_fault_of_our_own(
+    policy_path: Path, fake: FakeControlPort, log: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(*_arguments: object, **_keywords: object) -> Awaitable[None]:
+        raise RuntimeError("a fault")
+
+    monkeypatch.setattr("circuitloom.link.connect", fail)
+
+    assert serve(policy_path, lambda: fake.wait_for(GIVE_BACK)) == 70
+    assert "internal fault (RuntimeError at " in log.text

@@ -1,0 +1,180 @@
+"""The status in words: its line, its document, and a table that stays in 80 columns."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from circuitloom.policy.types import Failover, Policy, Slot, WhenNone
+from circuitloom.pool import CircuitSnapshot, PoolSnapshot
+from circuitloom.status import status_document, status_line, status_table
+
+POLICY = Policy((Slot("primary", weight=3), Slot("standby")))
+
+
+def circuit(name: str = "primary", state: str = "built", **more: Any) -> CircuitSnapshot:
+    values: dict[str, Any] = {
+        "name": name,
+        "role": "active",
+        "weight": 3,
+        "max_streams": 256,
+        "state": state,
+        "circuit_id": "30",
+        "path": ("alpha", "beta", "gamma"),
+        "streams": 12,
+        "attached_total": 1500,
+        "failed_total": 7,
+        "age_seconds": 125.4,
+        "share": 0.75123,
+        "weight_share": 0.75,
+    }
+    return CircuitSnapshot(**(values | more))
+
+
+WAITING = circuit(
+    "standby",
+    "backoff",
+    role="backup",
+    weight=1,
+    circuit_id=None,
+    path=(),
+    streams=0,
+    attached_total=0,
+    failed_total=0,
+    age_seconds=None,
+    share=0.0,
+    weight_share=1.0,
+)
+
+
+def snapshot(state: str = "balancing", *circuits: CircuitSnapshot, streams: int = 12) -> PoolSnapshot:
+    return PoolSnapshot(
+        state=state,
+        since_seconds=3725.04,
+        algorithm="weighted-round-robin",
+        is_ready=True,
+        circuits=circuits or (circuit(), WAITING),
+        streams_active=streams,
+        streams_waiting=2,
+        attached_total=1500,
+        released_total=4,
+        failed_total=7,
+    )
+
+
+def document(of: PoolSnapshot, version: str = "0.4.9.11") -> dict[str, Any]:
+    return status_document(of, POLICY, reason="a reason", tor_version=version, guard_pid=4711)
+
+
+@pytest.mark.parametrize(
+    ("of", "line"),
+    [
+        (snapshot(), "balancing 12 streams over 1 of 2 circuits, weighted-round-robin"),
+        (snapshot(streams=1), "balancing 1 stream over 1 of 2 circuits, weighted-round-robin"),
+        (snapshot("released"), "Tor assigns streams: 1 of 2 circuits built"),
+        (snapshot("disconnected"), "not connected to Tor: it is away"),
+        (snapshot("stopping"), "giving stream attachment back to Tor"),
+    ],
+)
+def test_the_line_says_who_assigns_streams(of: PoolSnapshot, line: str) -> None:
+    assert status_line(of, POLICY, "it is away") == line
+
+
+@pytest.mark.parametrize(
+    ("when_none", "what"),
+    [
+        (WhenNone.TOR, "Tor assigns streams"),
+        (WhenNone.HOLD, "streams wait"),
+        (WhenNone.REJECT, "streams are refused"),
+    ],
+)
+def test_the_line_says_what_happens_without_circuits(when_none: WhenNone, what: str) -> None:
+    policy = Policy(POLICY.slots, failover=Failover(when_none))
+
+    assert status_line(snapshot("balancing", WAITING), policy, "") == (
+        f"no circuit is usable, {what}: 0 of 2 circuits built"
+    )
+
+
+def test_the_document_is_json_and_rounded() -> None:
+    shown = json.loads(json.dumps(document(snapshot())))
+
+    assert shown["version"] == 1
+    assert (shown["state"], shown["since_seconds"], shown["reason"]) == ("balancing", 3725.04, "a reason")
+    assert shown["tor"] == {"connected": True, "version": "0.4.9.11", "control": "unix:/run/tor/control"}
+    assert shown["streams"] == {
+        "active": 12,
+        "waiting": 2,
+        "attached_total": 1500,
+        "released_total": 4,
+        "failed_total": 7,
+    }
+    assert shown["circuits"][0] == {
+        "name": "primary",
+        "role": "active",
+        "weight": 3,
+        "max_streams": 256,
+        "state": "built",
+        "circuit_id": "30",
+        "path": ["alpha", "beta", "gamma"],
+        "streams": 12,
+        "attached_total": 1500,
+        "failed_total": 7,
+        "age_seconds": 125.4,
+        "share": 0.7512,
+        "weight_share": 0.75,
+    }
+    assert shown["circuits"][1]["age_seconds"] is None
+
+
+@pytest.mark.parametrize(
+    ("state", "is_connected"), [("released", True), ("disconnected", False), ("stopping", False)]
+)
+def test_the_document_says_whether_tor_is_there(state: str, is_connected: bool) -> None:
+    assert document(snapshot(state))["tor"]["connected"] is is_connected
+
+
+def test_the_table_is_as_it_is() -> None:
+    assert status_table(document(snapshot())) == (
+        "BALANCING for 1h02m: a reason\n"
+        "Tor 0.4.9.11 at unix:/run/tor/control\n"
+        "\n"
+        "CIRCUIT           ID  STATE      AGE  STREAMS  ATTACHED  FAILED  SHARE  WEIGHT\n"
+        "primary           30  built    2m05s       12      1500       7  75.1%   75.0%\n"
+        "standby (backup)   -  backoff      -        0         0       0   0.0%  100.0%\n"
+        "\n"
+        "12 streams, 2 waiting; since the start 1500 attached, 4 left to Tor, 7 failed"
+    )
+
+
+def test_the_table_fits_80_columns_with_names_and_counts_of_a_busy_day() -> None:
+    busy = circuit(
+        "swarm-12",
+        "draining",
+        circuit_id="12345",
+        streams=256,
+        attached_total=9_999_999,
+        failed_total=12_345,
+        age_seconds=86400.0 * 9,
+        share=1.0,
+        weight_share=1.0,
+    )
+
+    for line in status_table(document(snapshot("balancing", busy))).splitlines()[3:5]:
+        assert len(line) <= 80
+
+
+def test_a_tor_whose_version_is_unknown() -> None:
+    assert "\nTor ? at unix:/run/tor/control\n" in status_table(document(snapshot(), version=""))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(0.0, "0s"), (59.9, "59s"), (60.0, "1m00s"), (3599.0, "59m59s"), (7384.0, "2h03m"), (90000.0, "1d01h")],
+)
+def test_durations_have_two_units(seconds: float, words: str) -> None:
+    shown = document(snapshot("balancing", circuit(age_seconds=seconds)))
+
+    assert f"  {words}  " in status_table(shown)
