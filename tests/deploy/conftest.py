@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
@@ -38,7 +37,7 @@ def lab() -> Iterator[Lab]:
     """An empty lab; removed at the end, on Ctrl-C, on SIGTERM, and when pytest is killed."""
 
     def stop(_number: int, _frame: FrameType | None) -> None:
-        sys.exit("terminated")
+        raise KeyboardInterrupt
 
     before = signal.signal(signal.SIGTERM, stop)
     made = Lab.create()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import shutil
 import signal
@@ -74,37 +73,23 @@ class Host:
     def boot(self) -> None:
         """Start systemd and wait until it answers SSH and says that it is running."""
         self.lab.add_namespace(self.name, self.address)
-        command = self.lab.inside(
-            self.name,
-            [
-                *(
-                    "systemd-nspawn",
-                    "--quiet",
-                    "--directory",
-                    self.root,
-                    f"--machine={self.lab.name}-{self.name}",
-                ),
-                *(
-                    f"--hostname={self.name}",
-                    "--boot",
-                    f"--network-namespace-path={self.lab.namespace(self.name)}",
-                ),
-                # A real host has it, and systemd needs it for PrivateNetwork=; the namespace is its own.
-                "--capability=CAP_NET_ADMIN",
-                *("--register=no", "--keep-unit", "--console=pipe", "--resolv-conf=off", "--timezone=off"),
-            ],
-            network=False,
-        )
-        with (self.directory / "console.log").open("wb") as console:
-            self._supervisor = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=console,
-                stderr=subprocess.STDOUT,
-                # Where this machine has the old cgroup trees, a host still gets the one a real Debian has.
-                env={**os.environ, "SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": "1"},
-                start_new_session=True,
-            )
+        command: list[str | Path] = [
+            *(
+                "systemd-nspawn",
+                "--quiet",
+                "--directory",
+                self.root,
+                f"--machine={self.lab.name}-{self.name}",
+            ),
+            *(f"--hostname={self.name}", "--boot"),
+            f"--network-namespace-path={self.lab.namespace(self.name)}",
+            # A real host has it, and systemd needs it for PrivateNetwork=; the namespace is its own.
+            "--capability=CAP_NET_ADMIN",
+            *("--register=no", "--keep-unit", "--console=pipe", "--resolv-conf=off", "--timezone=off"),
+        ]
+        # Where this machine has the old cgroup trees, a host still gets the one a real Debian has.
+        unified = {"SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": "1"}
+        self._supervisor = self.lab.start(self.name, command, self.directory / "console.log", env=unified)
         deadline = time.monotonic() + BOOT_SECONDS
         while time.monotonic() < deadline:
             state = self.run("systemctl is-system-running --wait", check=False).strip()

@@ -15,7 +15,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -52,6 +52,7 @@ class Lab:
     name: str
     directory: Path
     _reaper: subprocess.Popen[bytes] = field(repr=False)
+    _started: list[subprocess.Popen[bytes]] = field(default_factory=list, repr=False)
 
     @classmethod
     def create(cls) -> Lab:
@@ -77,6 +78,8 @@ class Lab:
         if self._reaper.stdin is not None:
             self._reaper.stdin.close()
         self._reaper.wait(timeout=60)
+        for process in self._started:
+            process.wait(timeout=KILL_SECONDS)  # dead already; this only collects them
 
     def _ip(self, member: str, *words: str) -> None:
         run(["ip", "-n", f"{self.name}-{member}", *words], timeout=30)
@@ -116,6 +119,29 @@ class Lab:
         enter = "".join(f"echo $$ > {group}/cgroup.procs; " for group in groups)
         into = f"nsenter --net={self.namespace(member)} " if network else ""
         return ["sh", "-ec", f'{enter}exec {into}"$@"', "sh", *map(str, command)]
+
+    def start(
+        self, member: str, command: Sequence[str | Path], log: Path, *, env: Mapping[str, str] | None = None
+    ) -> subprocess.Popen[bytes]:
+        """Start a program that runs until the lab is closed.
+
+        Args:
+            member: In whose control group; also in whose namespace, unless `env` is given.
+            command: Program and arguments.
+            log: Where its output goes.
+            env: More environment, for systemd-nspawn, which enters the namespace itself.
+        """
+        with log.open("wb") as out:
+            process = subprocess.Popen(
+                self.inside(member, command, network=env is None),
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                env=None if env is None else {**os.environ, **env},
+                start_new_session=True,  # Ctrl-C is for pytest, which takes the lab down in order
+            )
+        self._started.append(process)
+        return process
 
 
 def _processes(name: str) -> Iterator[int]:

@@ -7,7 +7,6 @@ namespace has no route out: no tor of a lab can speak to the public network.
 from __future__ import annotations
 
 import re
-import subprocess
 import sys
 import time
 from dataclasses import dataclass, field
@@ -157,14 +156,7 @@ class TorNetwork:
         self._spawn(["tor", "-f", directory / "torrc", "--quiet"], f"{directory.name}.out")
 
     def _spawn(self, command: list[str | Path], log: str) -> None:
-        with (self.lab.directory / "tor" / log).open("wb") as out:
-            subprocess.Popen(
-                self.lab.inside("tor", command),
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+        self.lab.start("tor", command, self.lab.directory / "tor" / log)
 
     def _wait(self, authority: Path) -> None:
         deadline = time.monotonic() + CONSENSUS_SECONDS
