@@ -17,7 +17,9 @@ GONE_SECONDS = 30.0
 
 # A lab with something running in it, as a test session has when it is interrupted.
 SESSION = """
-import subprocess, time
+import signal, subprocess, time
+# Whoever started us in the background may have left Ctrl-C ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from deploy.lab.lab import Lab
 lab = Lab.create()
 lab.add_namespace("x", "10.98.0.50")
