@@ -157,7 +157,7 @@ def ask(path: str, request: Mapping[str, Any]) -> dict[str, Any]:
         ) from None
     except PermissionError:
         raise AdminError(f"{path}: not allowed; run as root or as a member of the agent's group") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise AdminError(f"{path}: no usable answer ({error})") from None
     if not isinstance(answer, dict):
         raise AdminError(f"{path}: no usable answer")

@@ -95,7 +95,7 @@ def open_control(tor: TorControl) -> socket.socket:
         raise _connect_error(tor, error.__cause__) from None
     try:
         stem.connection.authenticate(connection, password=password)
-    except (stem.ControllerError, AssertionError, ValueError) as error:
+    except Exception as error:  # noqa: BLE001 - stem's own, and whatever its parsers meet in garbage
         connection.discard()
         raise _authentication_error(tor, error) from None
     handed = connection.hand_over()
@@ -170,6 +170,11 @@ def _authentication_error(tor: TorControl, error: Exception) -> ControlError:
             ("UnrecognizedAuthMethods", "MissingAuthInfo"),
             ControlRefused,
             f"{at} offers no way to authenticate that we know; set CookieAuthentication 1 in torrc",
+        ),
+        (
+            ("OpenAuthRejected", "CookieAuthRejected", "PasswordAuthFailed"),
+            ControlRefused,
+            f"{at} refuses what it asked for itself; set CookieAuthentication 1 in torrc",
         ),
         (
             ("AuthenticationFailure",),

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 
 from circuitloom import __version__, logs
 from circuitloom.admin import ask
-from circuitloom.errors import CircuitloomError, PolicyError
+from circuitloom.errors import AdminError, CircuitloomError, PolicyError
 from circuitloom.policy import check_policy, read_policy, read_source, schema_text
 from circuitloom.policy.types import DEFAULT_ADMIN_SOCKET, TorControl
 from circuitloom.release import give_back
@@ -101,9 +101,10 @@ def _release(options: argparse.Namespace) -> int:
     async def release() -> int:
         async with asyncio.timeout(RELEASE_SECONDS):
             session = await connect_once(tor)
-            handed = await give_back(session)
-            session.close()
-            return handed
+            try:
+                return await give_back(session)
+            finally:
+                session.close()
 
     try:
         handed = asyncio.run(release())
@@ -124,7 +125,11 @@ def _status(options: argparse.Namespace) -> int:
         read_policy(options.policy).admin.socket if options.policy else DEFAULT_ADMIN_SOCKET
     )
     document = ask(path, {"command": "status"})
-    print(json.dumps(document, indent=2) if options.json else status_table(document))
+    try:
+        text = json.dumps(document, indent=2) if options.json else status_table(document)
+    except (KeyError, TypeError):
+        raise AdminError(f"{path}: what answers there is no circuitloom of this version") from None
+    print(text)
     return 0
 
 

@@ -78,6 +78,7 @@ class Link:
         session: The connection, from the moment it is authenticated until it ends.
         tor_version: As Tor told it last; empty before.
         disconnected_reason: Why there is no connection, in words.
+        is_stopping: Set when the end of the connection is no news any more.
     """
 
     def __init__(
@@ -105,6 +106,7 @@ class Link:
         self.session: Session | None = None
         self.tor_version = ""
         self.disconnected_reason = "connecting"
+        self.is_stopping = False
 
     @property
     def guard_pid(self) -> int | None:
@@ -138,7 +140,7 @@ class Link:
         """Ask Tor every few seconds whether it is there; never returns."""
         while True:
             session = self.session
-            if session is None or not self._is_synchronised:
+            if session is None:
                 self._events.pulse()
             elif self._ping_sent_at is None:
                 self._ping_sent_at = self._loop.time()
@@ -173,6 +175,8 @@ class Link:
 
     def _synchronise(self, session: Session) -> None:
         options: list[Reply] = []
+        # The exchange counts as a ping: it has to be answered as soon.
+        self._ping_sent_at = self._loop.time()
         session.send(wire.command("SETEVENTS", *EVENTS), self._require)
         session.send(wire.command("GETCONF", LEAVE_UNATTACHED, *RESERVED_OPTIONS), options.append)
 
@@ -240,14 +244,17 @@ class Link:
         self.session = None
         self._ping_sent_at = None
         self._ended.set()
-        self._tell(
-            f"the control connection ended ({error})" if error else "Tor closed the control connection"
-        )
+        if error is None:
+            self._tell("Tor closed the control connection")
+        else:
+            # The text of a fault of our own may hold a destination.
+            is_told = isinstance(error, (ControlError, OSError))
+            self._tell(f"the control connection ended ({error if is_told else type(error).__name__})")
         self._events.lost()
 
     def _tell(self, reason: str) -> None:
         """Say once why there is no connection; the same reason again is not news."""
-        if reason != self.disconnected_reason:
+        if reason != self.disconnected_reason and not self.is_stopping:
             _log.warning("%s; trying again until it works", reason)
             self.disconnected_reason = reason
         self._events.news()

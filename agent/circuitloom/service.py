@@ -148,6 +148,7 @@ class Service:
             await self._stop.wait()
             self._notifier.stopping()
             connecting.cancel()
+            self._link.is_stopping = True
             await self._give_everything_back()
         finally:
             for task in tasks:
@@ -295,7 +296,9 @@ class Service:
         except PolicyError as error:
             for fault in error.faults:
                 _log.error("%s", fault)
-            _log.error("reload refused: the policy has %d faults, the old one stays", len(error.faults))
+            count = len(error.faults)
+            faults = "1 fault" if count == 1 else f"{count} faults"
+            _log.error("reload refused: the policy has %s, the old one stays", faults)
             self._status_text = f"reload refused: {error.faults[0]}"
         else:
             self._apply(policy)
@@ -317,9 +320,14 @@ class Service:
         self._handle(StopRequested())
         try:
             async with asyncio.timeout(STOP_SECONDS):
-                session = self._link.session or await connect_once(self._policy.tor)
-                handed = await give_back(session)
-                session.close()
+                session = self._link.session
+                if session is None or not session.is_open:
+                    # After a fault of our own the loop has closed it.
+                    session = await connect_once(self._policy.tor)
+                try:
+                    handed = await give_back(session)
+                finally:
+                    session.close()
                 _log.info("Tor assigns all streams again, %d waited", handed)
         except ControlUnreachable:
             _log.info("Tor is not there: nothing to give back")

@@ -54,12 +54,13 @@ class Session(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         self._is_flush_due = False
         self._error: Exception | None = None
+        self._is_ended = False
         self._waiters: set[asyncio.Future[Reply]] = set()
 
     @property
     def is_open(self) -> bool:
         """Whether commands can be sent."""
-        return self._transport is not None
+        return self._transport is not None and not self._transport.is_closing()
 
     @property
     def unanswered(self) -> int:
@@ -88,7 +89,7 @@ class Session(asyncio.Protocol):
             ControlClosed: The connection ended first.
         """
         future: asyncio.Future[Reply] = self._loop.create_future()
-        if self._transport is None:
+        if not self.is_open:
             raise ControlClosed("the control connection is closed")
 
         def resolve(reply: Reply) -> None:
@@ -118,6 +119,7 @@ class Session(asyncio.Protocol):
         """
         if self._transport is not None:
             self._error = error
+            self._is_ended = True
             self._transport.abort()
 
     # --- asyncio calls these -------------------------------------------------------------------------------
@@ -131,6 +133,9 @@ class Session(asyncio.Protocol):
         on_event = self._on_event
         try:
             for message in self._codec.feed(data):
+                if self._is_ended:
+                    # Closed by what an earlier message of the same read brought.
+                    return
                 if isinstance(message, Reply):
                     self._take_reply(message)
                 else:

@@ -53,7 +53,9 @@ class Notifier:
         if self._notifier is None:
             return
         try:
-            self._notifier.notify("\n".join(line.replace("\n", " ") for line in lines))
+            text = "\n".join(line.replace("\n", " ") for line in lines)
+            # sdnotify encodes latin-1 and would raise; systemd reads UTF-8.
+            self._notifier.notify(text.encode().decode("latin-1"))
         except OSError as error:
             self._give_up(error)
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import socket
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import sdnotify
 
 from unit.fake_control_port import FakeControlPort
 
@@ -26,6 +28,22 @@ def fake(short_path: Path) -> Iterator[FakeControlPort]:
         yield port
 
 
+@pytest.fixture(autouse=True)
+def notifiers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Closes what sdnotify keeps open for the life of a process, and offers no way to close."""
+    made = []
+
+    class Closed(sdnotify.SystemdNotifier):  # type: ignore[misc]  # sdnotify has no types
+        def __init__(self, *, debug: bool) -> None:
+            super().__init__(debug=debug)
+            made.append(self)
+
+    monkeypatch.setattr(sdnotify, "SystemdNotifier", Closed)
+    yield
+    for notifier in made:
+        notifier.socket.close()
+
+
 @pytest.fixture
 def agent_log() -> Iterator[logging.Logger]:
     """The agent's logger; its settings are as before afterwards."""
@@ -34,3 +52,36 @@ def agent_log() -> Iterator[logging.Logger]:
     yield logger
     logger.handlers[:], level, logger.propagate = before
     logger.setLevel(level)
+
+
+@pytest.fixture
+def log(
+    agent_log: logging.Logger, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> pytest.LogCaptureFixture:
+    """What the agent logs, at every level."""
+    agent_log.propagate = True
+    caplog.set_level(logging.DEBUG, "circuitloom")
+    # A reload would send the log elsewhere.
+    monkeypatch.setattr("circuitloom.logs.configure", lambda _log: None)
+    return caplog
+
+
+@pytest.fixture
+def policy_path(short_path: Path) -> Path:
+    path = short_path / "policy.yaml"
+    path.write_text(
+        f"version: 1\ntor: {{control: 'unix:{short_path}/control'}}\n"
+        "circuits: [{name: primary}, {name: backup}]\nbalance: {algorithm: round-robin}\n"
+        f"failover: {{min_active: 2}}\nadmin: {{socket: '{short_path}/admin.sock'}}\n"
+    )
+    return path
+
+
+@pytest.fixture
+def manager(short_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.socket]:
+    """Systemd's end of NOTIFY_SOCKET."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as end:
+        end.bind(str(short_path / "notify"))
+        end.settimeout(20)
+        monkeypatch.setenv("NOTIFY_SOCKET", str(short_path / "notify"))
+        yield end

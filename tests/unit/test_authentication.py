@@ -122,6 +122,12 @@ def test_a_socket_we_may_not_connect_to(fake: FakeControlPort, monkeypatch: pyte
     )
 
 
+def test_a_tor_that_asks_for_nothing_and_refuses_us(fake: FakeControlPort) -> None:
+    fake.answers["AUTHENTICATE"] = "515 Authentication failed\r\n"
+
+    fail(TorControl(fake.address), ControlRefused)
+
+
 def test_a_password_is_wanted(fake: FakeControlPort) -> None:
     fake.answers["PROTOCOLINFO"] = PROTOCOL_INFO.format("HASHEDPASSWORD")
 

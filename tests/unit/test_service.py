@@ -2,102 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
-import logging
 import os
 import re
-import signal
 import socket
-import time
-from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from circuitloom.admin import ask
-from circuitloom.model import Action, CircuitEvent, Event
-from circuitloom.policy import read_policy
-from circuitloom.pool import Pool
-from circuitloom.service import Service
 from unit.fake_control_port import HANG, FakeControlPort
+from unit.service_driver import GIVE_BACK, TAKE_OVER, change_policy, open_stream, serve, status, wait_until
 
-WAIT_SECONDS = 20.0
-TAKE_OVER = "SETCONF __LeaveStreamsUnattached=1"
-GIVE_BACK = "RESETCONF __LeaveStreamsUnattached"
-
-# sdnotify keeps its socket for the life of the process and offers no way to close it.
-pytestmark = pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
-
-
-@pytest.fixture(autouse=True)
-def log(
-    agent_log: logging.Logger, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> pytest.LogCaptureFixture:
-    """What the agent logs, at every level."""
-    agent_log.propagate = True
-    caplog.set_level(logging.DEBUG, "circuitloom")
-    # A reload would send the log elsewhere.
-    monkeypatch.setattr("circuitloom.logs.configure", lambda _log: None)
-    return caplog
-
-
-@pytest.fixture
-def policy_path(short_path: Path) -> Path:
-    path = short_path / "policy.yaml"
-    path.write_text(
-        f"version: 1\ntor: {{control: 'unix:{short_path}/control'}}\n"
-        "circuits: [{name: primary}, {name: backup}]\nbalance: {algorithm: round-robin}\n"
-        f"failover: {{min_active: 2}}\nadmin: {{socket: '{short_path}/admin.sock'}}\n"
-    )
-    return path
-
-
-@pytest.fixture
-def manager(short_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.socket]:
-    """Systemd's end of NOTIFY_SOCKET."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as end:
-        end.bind(str(short_path / "notify"))
-        end.settimeout(WAIT_SECONDS)
-        monkeypatch.setenv("NOTIFY_SOCKET", str(short_path / "notify"))
-        yield end
-
-
-def stop() -> None:
-    os.kill(os.getpid(), signal.SIGTERM)
-
-
-def serve(policy_path: Path, script: Callable[[], object]) -> int:
-    """Run the service while a script, in a thread of its own, does its part; it is stopped afterwards."""
-
-    async def bounded() -> int:
-        service = Service(str(policy_path), read_policy(policy_path))
-        async with asyncio.timeout(WAIT_SECONDS):
-            running = asyncio.create_task(service.run())
-            try:
-                await asyncio.to_thread(script)
-            finally:
-                stop()
-            return await running
-
-    return asyncio.run(bounded())
-
-
-def wait_until(is_so: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + WAIT_SECONDS
-    while not is_so():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
-def status(policy_path: Path) -> dict[str, Any]:
-    return ask(str(policy_path.parent / "admin.sock"), {"command": "status"})
-
-
-def open_stream(fake: FakeControlPort, stream_id: int, target: str = "example.com:80") -> None:
-    fake.tell(
-        f"STREAM {stream_id} NEW 0 {target} PURPOSE=USER", f"STREAM {stream_id} CONTROLLER_WAIT 0 {target}"
-    )
+pytestmark = pytest.mark.usefixtures("log")
 
 
 # --- the normal course -------------------------------------------------------------------------------------
@@ -192,11 +107,7 @@ def test_a_refused_build_is_tried_again(
 
 
 def test_a_build_is_tried_again_when_its_time_has_come(policy_path: Path, fake: FakeControlPort) -> None:
-    policy_path.write_text(
-        policy_path.read_text().replace(
-            "min_active: 2", "min_active: 2, rebuild: {initial: 100ms, jitter: 0%}"
-        )
-    )
+    change_policy(policy_path, "min_active: 2", "min_active: 2, rebuild: {initial: 100ms, jitter: 0%}")
     fake.answers["EXTENDCIRCUIT"] = "551 Couldn't start circuit\r\n"
 
     assert serve(policy_path, lambda: fake.wait_for("EXTENDCIRCUIT", 6)) == 0
@@ -216,9 +127,7 @@ def test_a_refused_attach_sends_the_stream_to_another_circuit(
 
 
 def test_a_stream_is_refused_when_the_policy_says_so(policy_path: Path, fake: FakeControlPort) -> None:
-    policy_path.write_text(
-        policy_path.read_text().replace("min_active: 2", "min_active: 2, when_none: reject")
-    )
+    change_policy(policy_path, "min_active: 2", "min_active: 2, when_none: reject")
 
     def script() -> None:
         fake.wait_for(TAKE_OVER)
@@ -301,7 +210,7 @@ def test_a_tor_that_refuses_us_is_told_once_and_tried_until_it_does_not(
         fake.wait_for(TAKE_OVER)
 
     assert serve(policy_path, script) == 0
-    assert log.text.count("trying again until it works") == 1
+    assert log.text.count("refuses what it asked for itself") == 1
 
 
 # --- the watchdog ------------------------------------------------------------------------------------------
@@ -337,9 +246,24 @@ def test_a_tor_that_stops_answering_is_left_and_the_watchdog_is_not_fed_meanwhil
     assert serve(policy_path, script) == 0
 
 
-def test_systemd_is_told_of_each_stage(
-    policy_path: Path, fake: FakeControlPort, manager: socket.socket
+def test_a_tor_that_hangs_after_authentication_is_left_as_well(
+    policy_path: Path, fake: FakeControlPort, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("WATCHDOG_USEC", "600000")
+    monkeypatch.setenv("WATCHDOG_PID", str(os.getpid()))
+    answers = dict(fake.answers)
+    fake.answers |= {"SETEVENTS": HANG, "GETCONF": HANG, "GETINFO": HANG}
+
+    def script() -> None:
+        fake.wait_for("SETEVENTS", 2)
+        fake.answers.update(answers)
+        fake.wait_for(TAKE_OVER)
+
+    assert serve(policy_path, script) == 0
+
+
+@pytest.mark.usefixtures("fake")
+def test_systemd_is_told_of_each_stage(policy_path: Path, manager: socket.socket) -> None:
     messages: list[str] = []
 
     def receive_until(beginning: str) -> None:
@@ -352,115 +276,3 @@ def test_systemd_is_told_of_each_stage(
 
     assert serve(policy_path, script) == 0
     receive_until("STOPPING=1")
-
-
-# --- reload, stop, and faults of our own -------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("fault", ["wieght: 2", "回路: 2"])
-def test_a_faulty_reload_changes_nothing_and_says_so(
-    policy_path: Path,
-    fake: FakeControlPort,
-    manager: socket.socket,
-    log: pytest.LogCaptureFixture,
-    fault: str,
-) -> None:
-    good = policy_path.read_text()
-
-    def script() -> None:
-        fake.wait_for(TAKE_OVER)
-        policy_path.write_text(good.replace("{name: primary}", f"{{name: primary, {fault}}}"))
-        os.kill(os.getpid(), signal.SIGHUP)
-        message = ""
-        while "READY=1\nSTATUS=reload refused: " not in message:
-            message = manager.recv(4096).decode()
-        open_stream(fake, 5)
-        fake.wait_for("ATTACHSTREAM 5 30")
-
-    assert serve(policy_path, script) == 0
-    assert "reload refused: the policy has 1 faults, the old one stays" in log.text
-    assert "internal fault" not in log.text
-
-
-def test_a_reload_is_carried_out_and_addresses_stay(
-    policy_path: Path, fake: FakeControlPort, log: pytest.LogCaptureFixture
-) -> None:
-    good = policy_path.read_text()
-
-    def script() -> None:
-        fake.wait_for(TAKE_OVER)
-        policy_path.write_text(good.replace("{name: backup}", "{name: third}").replace("/control", "/other"))
-        os.kill(os.getpid(), signal.SIGHUP)
-        fake.wait_for("CLOSECIRCUIT 31 IfUnused")
-        assert status(policy_path)["tor"]["control"] == str(fake.address)
-
-    assert serve(policy_path, script) == 0
-    assert "restart the agent to apply their change" in log.text
-
-
-def test_a_stop_while_disconnected_still_gives_back(policy_path: Path, fake: FakeControlPort) -> None:
-    fake.answers["SETEVENTS"] = "552 Unrecognized\r\n"
-
-    assert serve(policy_path, lambda: fake.wait_for("SETEVENTS", 3)) == 0
-    assert fake.count(GIVE_BACK) >= 1
-
-
-def test_a_stop_without_any_tor_is_quiet(policy_path: Path, log: pytest.LogCaptureFixture) -> None:
-    def script() -> None:
-        wait_until(lambda: "no Tor at" in status(policy_path)["reason"])
-
-    assert serve(policy_path, script) == 0
-    assert "Tor is not there: nothing to give back" in log.text
-    assert not any(record.levelno >= logging.ERROR for record in log.records)
-
-
-def test_a_stop_is_bounded_when_tor_hangs(
-    policy_path: Path, fake: FakeControlPort, log: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("circuitloom.service.STOP_SECONDS", 0.3)
-
-    def script() -> None:
-        fake.wait_for(TAKE_OVER)
-        fake.is_mute = True
-
-    started = time.monotonic()
-    assert serve(policy_path, script) == 0
-    assert time.monotonic() - started < 10
-    assert "could not give everything back (time is up); run: circuitloom release" in log.text
-
-
-def test_a_fault_of_our_own_gives_back_tells_no_destination_and_ends_with_70(
-    policy_path: Path,
-    fake: FakeControlPort,
-    log: pytest.LogCaptureFixture,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    handle = Pool.handle
-
-    def fail(pool: Pool, event: Event, *, now: float) -> list[Action]:
-        if isinstance(event, CircuitEvent) and event.keywords.get("REASON") == "FINISHED":
-            raise RuntimeError("secret.example:80")
-        return handle(pool, event, now=now)
-
-    monkeypatch.setattr(Pool, "handle", fail)
-
-    def script() -> None:
-        fake.wait_for(TAKE_OVER)
-        fake.tell("CIRC 30 CLOSED REASON=FINISHED")
-        fake.wait_for(GIVE_BACK)
-
-    assert serve(policy_path, script) == 70
-    assert re.search(r"internal fault \(RuntimeError at \S+test_service\.py:\d+\)", log.text)
-    assert "secret" not in log.text
-
-
-def test_a_task_that_ends_by_a_fault_is_a_fault_of_our_own(
-    policy_path: Path, fake: FakeControlPort, log: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async def fail(*_arguments: object, **_keywords: object) -> Awaitable[None]:
-        raise RuntimeError("a fault")
-
-    monkeypatch.setattr("circuitloom.link.connect", fail)
-
-    assert serve(policy_path, lambda: fake.wait_for(GIVE_BACK)) == 70
-    assert "internal fault (RuntimeError at " in log.text

@@ -189,6 +189,19 @@ def test_what_is_not_the_protocol_ends_the_connection_with_its_reason(data: byte
     run(body)
 
 
+def test_what_was_read_with_the_reason_to_close_is_not_handed_on() -> None:
+    async def body(ends: Ends, session: Session) -> None:
+        session.send(wire.command("SETEVENTS"), lambda _reply: session.close())
+        session.send(wire.command("GETINFO", "version"), ends.happened.append)
+        await ends.read()
+        await ends.write(b"552 no\r\n250 yes\r\n650 SIGNAL RELOAD\r\n")
+        await ends.closed.wait()
+
+        assert ends.happened == [None]
+
+    run(body)
+
+
 def test_the_reason_given_for_closing_is_told() -> None:
     async def body(ends: Ends, session: Session) -> None:
         reason = ControlRefused("no use")

@@ -14,7 +14,7 @@ from circuitloom.status import status_document, status_line, status_table
 POLICY = Policy((Slot("primary", weight=3), Slot("standby")))
 
 
-def circuit(name: str = "primary", state: str = "built", **more: Any) -> CircuitSnapshot:
+def circuit(name: str = "primary", state: str = "built", **more: object) -> CircuitSnapshot:
     values: dict[str, Any] = {
         "name": name,
         "role": "active",

@@ -6,25 +6,13 @@ import logging
 import os
 import re
 import socket
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from circuitloom.systemd import Notifier, watchdog_seconds
 
-# sdnotify keeps its socket for the life of the process and offers no way to close it.
+# sdnotify drops a socket that it could not connect without closing it.
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
-
-
-@pytest.fixture
-def manager(short_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.socket]:
-    """The service manager's end."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as end:
-        end.bind(str(short_path / "notify"))
-        end.settimeout(5)
-        monkeypatch.setenv("NOTIFY_SOCKET", str(short_path / "notify"))
-        yield end
 
 
 def receive(manager: socket.socket) -> str:

@@ -258,6 +258,10 @@ class Circuits:
             is_moved = state.slot.path != slot.path
             state.slot = slot
             self.slots[slot.name] = state
+            if is_moved:
+                # How the old path failed says nothing of the new one.
+                state.failures = 0
+                state.retry_at = None
             if is_moved and state.building is not None:
                 self._abandon(state.building)
             if is_moved and state.circuit is not None:
