@@ -22,7 +22,7 @@ def test_a_changed_weight_rolls_out_as_a_reload(fleet: Fleet) -> None:
     rolled = fleet.play(playbook=ROLLING, circuitloom_policy=WEIGHTS)
 
     assert rolled.code == 0, rolled.output[-6000:]
-    assert {change.split(": ")[1] for change in rolled.changes()} == {
+    assert {change.partition(": ")[2] for change in rolled.changes()} == {
         "circuitloom : Write the policies",
         "circuitloom : Reload circuitloom",
         "circuitloom : Keep this state",
