@@ -74,7 +74,7 @@ def test_an_option_that_tor_cannot_change_while_it_runs_is_a_restart(fleet: Flee
 
 
 def test_no_settings_means_that_tor_is_left_alone(fleet: Fleet) -> None:
-    """What the role no longer declares it takes away again, down to an unchanged torrc."""
+    """What the role no longer declares is gone from Tor's configuration."""
     host = fleet.hosts["b"]
     fleet.normal(host)
 
