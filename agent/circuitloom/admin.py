@@ -27,6 +27,8 @@ MAX_REQUEST_BYTES = 64 << 10
 MAX_CLIENTS = 32
 IDLE_SECONDS = 30.0
 CLIENT_TIMEOUT_SECONDS = 5.0
+CLOSE_SECONDS = 0.5
+"""An aborted client is gone in the next turn of the loop."""
 
 Command = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 
@@ -43,7 +45,7 @@ class AdminServer:
         self._path = path
         self._commands = commands
         self._server: asyncio.Server | None = None
-        self._clients: set[asyncio.StreamWriter] = set()
+        self._clients: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
 
     async def start(self) -> None:
         """Begin to answer.
@@ -70,9 +72,12 @@ class AdminServer:
         if self._server is None:
             return
         self._server.close()
-        for writer in list(self._clients):
-            writer.transport.abort()
         self._server = None
+        clients = dict(self._clients)
+        for writer in clients.values():
+            writer.transport.abort()
+        if clients:
+            await asyncio.wait(clients, timeout=CLOSE_SECONDS)
         with contextlib.suppress(OSError):
             os.unlink(self._path)  # noqa: PTH108 - the path is a string throughout
 
@@ -98,10 +103,11 @@ class AdminServer:
             )
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if len(self._clients) >= MAX_CLIENTS:
+        task = asyncio.current_task()
+        if task is None or len(self._clients) >= MAX_CLIENTS:
             writer.transport.abort()
             return
-        self._clients.add(writer)
+        self._clients[task] = writer
         try:
             while True:
                 async with asyncio.timeout(IDLE_SECONDS):
@@ -117,8 +123,10 @@ class AdminServer:
         except (OSError, TimeoutError):
             pass
         finally:
-            self._clients.discard(writer)
+            del self._clients[task]
             writer.close()
+            with contextlib.suppress(OSError):
+                await writer.wait_closed()
 
     def _answer(self, line: bytes) -> Mapping[str, Any]:
         try:
