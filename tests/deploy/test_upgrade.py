@@ -73,7 +73,9 @@ def test_a_canary_that_fails_goes_back_and_leaves_the_others_on_the_old_release(
     assert all(stream.lives() for stream in held)
     for stream in held:
         stream.end()
-    assert fleet.converge(hosts=[fleet.hosts["a"]]).changes() == []
+    # Of the broken release nothing is left but its directory, which the next run may clear away.
+    cleared = {"a: circuitloom : Remove the releases nobody needs any more"}
+    assert set(fleet.converge(hosts=[fleet.hosts["a"]]).changes()) <= cleared
 
 
 def test_a_wheel_with_another_hash_is_refused(fleet: Fleet) -> None:
