@@ -110,7 +110,7 @@ def test_a_wheelhouse_installs_with_pinned_hashes_and_no_network(fleet: Fleet, t
     assert "wheelhouse" in release_of(host)
     python = "/opt/circuitloom/current/venv/bin/python"
     assert host.run(f"{python} -Ic 'import yaml; print(yaml.__file__)'").startswith(
-        "/opt/circuitloom/releases/"
+        "/opt/circuitloom/current/venv/"
     )
     balanced(host)
     fleet.converge(hosts=[host])
