@@ -73,6 +73,8 @@ class AdminServer:
             return
         self._server.close()
         self._server = None
+        # A client accepted in this very turn is known from the next one on.
+        await asyncio.sleep(0)
         clients = dict(self._clients)
         for writer in clients.values():
             writer.transport.abort()
@@ -123,10 +125,10 @@ class AdminServer:
         except (OSError, TimeoutError):
             pass
         finally:
-            del self._clients[task]
             writer.close()
             with contextlib.suppress(OSError):
                 await writer.wait_closed()
+            del self._clients[task]
 
     def _answer(self, line: bytes) -> Mapping[str, Any]:
         try:

@@ -13,6 +13,7 @@ import asyncio
 import dataclasses
 import io
 import json
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -80,8 +81,10 @@ def _check(options: argparse.Namespace) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    policy = read_policy(options.policy)
+    policy, warnings = check_policy(read_source(options.policy), name=options.policy)
     logs.configure(policy.log)
+    for warning in warnings:
+        logging.getLogger(__name__).warning("%s", warning)
 
     async def serve() -> int:
         return await Service(options.policy, policy).run()

@@ -18,6 +18,10 @@ _WHEN_NONE = {
 }
 
 
+_WORDS = frozenset({"CIRCUIT", "STATE"})
+"""Columns that are read from the left; the others hold numbers."""
+
+
 def status_line(snapshot: PoolSnapshot, policy: Policy, disconnected_reason: str) -> str:
     """One line that a person understands.
 
@@ -27,7 +31,9 @@ def status_line(snapshot: PoolSnapshot, policy: Policy, disconnected_reason: str
         disconnected_reason: Why there is no connection, if there is none.
     """
     built = sum(1 for circuit in snapshot.circuits if circuit.state == "built")
-    wanted = len(policy.slots)
+    wanted = sum(1 for circuit in snapshot.circuits if circuit.state != "draining")
+    keys = len({circuit.key for circuit in snapshot.circuits if circuit.state != "draining"})
+    for_keys = f" for {keys} keys" if keys > 1 else ""
     match snapshot.state:
         case Attachment.DISCONNECTED:
             return f"not connected to Tor: {disconnected_reason}"
@@ -38,10 +44,8 @@ def status_line(snapshot: PoolSnapshot, policy: Policy, disconnected_reason: str
                 f"no circuit is usable, {_WHEN_NONE[policy.failover.when_none]}: 0 of {wanted} circuits built"
             )
         case Attachment.BALANCING:
-            return (
-                f"balancing {_plural(snapshot.streams_active, 'stream')} over {built} of {wanted} circuits, "
-                f"{snapshot.algorithm}"
-            )
+            streams = _plural(snapshot.streams_active, "stream")
+            return f"balancing {streams} over {built} of {wanted} circuits{for_keys}, {snapshot.algorithm}"
     return f"Tor assigns streams: {built} of {wanted} circuits built"
 
 
@@ -93,6 +97,10 @@ def status_table(document: Mapping[str, Any]) -> str:
         ("CIRCUIT", "ID", "STATE", "AGE", "STREAMS", "ATTACHED", "FAILED", "SHARE", "WEIGHT")
     ]
     rows += [_row(circuit) for circuit in document["circuits"]]
+    if len({circuit["key"] for circuit in document["circuits"]}) > 1:
+        # Only then it says something: the circuits of one name, each for a key of its own.
+        keys = ["KEY", *(str(circuit["key"]) for circuit in document["circuits"])]
+        rows = [(row[0], key, *row[1:]) for row, key in zip(rows, keys, strict=True)]
     tail = (
         f"{streams['active']} streams, {streams['waiting']} waiting; since the start "
         f"{streams['attached_total']} attached, {streams['released_total']} left to Tor, "
@@ -123,8 +131,8 @@ def _columns(rows: Sequence[tuple[str, ...]]) -> list[str]:
     lines = []
     for row in rows:
         cells = [
-            cell.ljust(width) if column in {0, 2} else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+            cell.ljust(width) if heading in _WORDS else cell.rjust(width)
+            for heading, cell, width in zip(rows[0], row, widths, strict=True)
         ]
         lines.append("  ".join(cells).rstrip())
     return lines

@@ -275,9 +275,10 @@ def test_dns_is_answered_as_by_plain_tor(client: TorClient, tmp_path: Path) -> N
     assert before[0] == LOOPBACK
     assert before[3] == bytes([127, 0, 0, 1])
     with make_agent(client, tmp_path) as agent, Witness(client) as witness:
-        ids = set(circuit_ids(agent.wait_balancing(2)).values())
-        # Tor remembers answers for its automatic circuits; a new name is asked for again.
+        agent.wait_balancing(2)
         assert asyncio.run(ask_all_dns(client)) == before
+        # The DNSPort is a listener of its own, so a key of its own, with circuits of its own.
+        ids = {circuit["circuit_id"] for circuit in agent.status()["circuits"]}
         dns = [stream for stream, purpose in witness.purposes.items() if purpose == "DNS_REQUEST"]
         assert len(dns) == 4
         assert all(set(witness.attached.get(stream, [])) <= ids for stream in dns)

@@ -31,6 +31,7 @@ class Witness:
         ended: For each closed stream, its reason.
         waiting_since: Streams that Tor says wait for a controller, and since when (monotonic seconds).
         purposes: The purpose of each stream that was announced.
+        users: Its SOCKS user name, where it has one.
     """
 
     def __init__(self, client: TorClient) -> None:
@@ -44,6 +45,7 @@ class Witness:
         self.waiting_since: dict[str, float] = {}
         self.longest_wait_seconds = 0.0
         self.purposes: dict[str, str] = {}
+        self.users: dict[str, str] = {}
         self._controller.add_event_listener(self._on_stream, "STREAM")
 
     def __enter__(self) -> Self:
@@ -60,6 +62,7 @@ class Witness:
             stream_id, status = event.id, str(event.status)
             if event.purpose is not None:
                 self.purposes[stream_id] = str(event.purpose)
+                self.users[stream_id] = event.keyword_args.get("SOCKS_USERNAME", "")
             waited_since = self.waiting_since.pop(stream_id, None)
             if waited_since is not None:
                 self.longest_wait_seconds = max(self.longest_wait_seconds, now - waited_since)

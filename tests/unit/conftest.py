@@ -71,7 +71,7 @@ def policy_path(short_path: Path) -> Path:
     path = short_path / "policy.yaml"
     path.write_text(
         f"version: 1\ntor: {{control: 'unix:{short_path}/control'}}\n"
-        "circuits: [{name: primary}, {name: backup}]\nbalance: {algorithm: round-robin}\n"
+        "circuits: [{name: primary}, {name: backup}]\nbalance: {algorithm: round-robin, isolation: none}\n"
         f"failover: {{min_active: 2}}\nadmin: {{socket: '{short_path}/admin.sock'}}\n"
     )
     return path

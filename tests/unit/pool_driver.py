@@ -28,7 +28,19 @@ from circuitloom.model import (
     TakeOver,
     TakeOverRefused,
 )
-from circuitloom.policy.types import Algorithm, Balance, Failover, Policy, Rebuild, Slot, WhenNone
+from circuitloom.policy.types import (
+    Algorithm,
+    Balance,
+    Failover,
+    Isolation,
+    Keys,
+    Policy,
+    Rebuild,
+    Retry,
+    Slot,
+    WhenExceeded,
+    WhenNone,
+)
 from circuitloom.pool import CircuitSnapshot, Pool, PoolSnapshot
 from circuitloom.wire import ControlCodec, Reply
 
@@ -44,12 +56,24 @@ def policy_of(
     min_active: int = 1,
     rebuild: Rebuild | None = None,
     algorithm: Algorithm = Algorithm.ROUND_ROBIN,
+    isolation: Isolation = Isolation.NONE,
+    keys: Keys | None = None,
+    retry: Retry | None = None,
 ) -> Policy:
     """A policy; a slot with nothing but a name may be given as that."""
     return Policy(
         tuple(Slot(slot) if isinstance(slot, str) else slot for slot in slots),
-        balance=Balance(algorithm),
-        failover=Failover(when_none, min_active, rebuild or Rebuild()),
+        balance=Balance(algorithm, isolation, keys or Keys()),
+        failover=Failover(when_none, min_active, rebuild or Rebuild(), retry or Retry()),
+    )
+
+
+def isolating(
+    *slots: Slot | str, keys: Keys | None = None, when_none: WhenNone = WhenNone.TOR, min_active: int = 1
+) -> Policy:
+    """A policy that keeps apart what Tor keeps apart."""
+    return policy_of(
+        *slots, when_none=when_none, min_active=min_active, isolation=Isolation.TOR, keys=keys or Keys()
     )
 
 
@@ -121,6 +145,13 @@ class Driver:
             return self.give(BuildAccepted(build, wire.extended_circuit_id(reply)))
         return self.give(BuildRefused(build, reply.text))
 
+    def build(self, *circuit_ids: int) -> list[str]:
+        """The oldest builds that have no reply yet get these circuits, which are BUILT; then all as asked."""
+        commands: list[str] = []
+        for circuit_id in circuit_ids:
+            commands += self.reply_to_build(f"250 EXTENDED {circuit_id}")
+        return commands + self.tell(*(f"CIRC {built(circuit_id)}" for circuit_id in circuit_ids))
+
     def refuse_attach(self, stream_id: int, circuit_id: int, text: str) -> list[str]:
         """The reply to ``ATTACHSTREAM stream_id circuit_id``."""
         reply = self._reply(text)
@@ -177,22 +208,77 @@ class Driver:
 def balancing(policy: Policy = TWO) -> Driver:
     """A pool in charge, with circuits 30, 31, ... BUILT in the policy's order."""
     driver = Driver(policy)
-    driver.connect()
-    for circuit_id in range(FIRST_CIRCUIT, FIRST_CIRCUIT + len(policy.slots)):
-        driver.reply_to_build(f"250 EXTENDED {circuit_id}")
-    for circuit_id in range(FIRST_CIRCUIT, FIRST_CIRCUIT + len(policy.slots)):
-        driver.tell(f"CIRC {built(circuit_id)}")
+    asked = len(driver.connect())
+    driver.build(*range(FIRST_CIRCUIT, FIRST_CIRCUIT + asked))
     assert driver.snapshot().state == "balancing"
     return driver
 
 
-def opened(stream_id: int, target: str = "example.com:80", purpose: str = "USER") -> tuple[str, str]:
-    """What Tor tells of a new stream that waits for a controller."""
-    isolation = "CLIENT_PROTOCOL=SOCKS5 NYM_EPOCH=0 SESSION_GROUP=-4 ISO_FIELDS=CLIENTADDR,SESSION_GROUP"
+def opened(
+    stream_id: int,
+    target: str = "example.com:80",
+    purpose: str = "USER",
+    *,
+    user: str | None = None,
+    password: str | None = None,
+    source: str | None = "127.0.0.1:4711",
+    epoch: int = 0,
+    protocol: str = "SOCKS5",
+    fields: str | None = "SOCKS_USERNAME,SOCKS_PASSWORD,CLIENTADDR,SESSION_GROUP,NYM_EPOCH",
+) -> tuple[str, str]:
+    """What Tor tells of a new stream that waits for a controller; what is None it does not tell."""
+    address = "" if source is None else f" SOURCE_ADDR={source}"
+    words = [
+        None if user is None else f'SOCKS_USERNAME="{user}"',
+        None if password is None else f'SOCKS_PASSWORD="{password}"',
+        f"CLIENT_PROTOCOL={protocol} NYM_EPOCH={epoch} SESSION_GROUP=-4",
+        None if fields is None else f"ISO_FIELDS={fields}",
+    ]
+    isolation = " ".join(word for word in words if word is not None)
     return (
-        f"STREAM {stream_id} NEW 0 {target} SOURCE_ADDR=127.0.0.1:4711 PURPOSE={purpose} {isolation}",
+        f"STREAM {stream_id} NEW 0 {target}{address} PURPOSE={purpose} {isolation}",
         f"STREAM {stream_id} CONTROLLER_WAIT 0 {target} {isolation}",
     )
+
+
+def sent(stream_id: int, circuit_id: int) -> str:
+    """The stream is on its way over the circuit, whoever put it there."""
+    return f"STREAM {stream_id} SENTCONNECT {circuit_id} example.com:80"
+
+
+def detached(stream_id: int, circuit_id: int, reason: str = "END REMOTE_REASON=MISC") -> tuple[str, str, str]:
+    """The stream was sent, could not be connected, and waits again."""
+    return (
+        sent(stream_id, circuit_id),
+        f"STREAM {stream_id} DETACHED {circuit_id} example.com:80 REASON={reason}",
+        f"STREAM {stream_id} CONTROLLER_WAIT {circuit_id} example.com:80",
+    )
+
+
+def closed(stream_id: int) -> str:
+    """The stream's regular end."""
+    return f"STREAM {stream_id} CLOSED 30 example.com:80 REASON=DONE"
+
+
+def bounded(when_exceeded: WhenExceeded = WhenExceeded.TOR, idle_seconds: float = 600.0) -> Driver:
+    """One circuit is all that is allowed; it is alice's, and stream 1 is on it."""
+    keys = Keys(max_circuits=1, idle_seconds=idle_seconds, when_exceeded=when_exceeded)
+    driver = balancing(isolating("only", keys=keys))
+    assert driver.tell(*opened(1, user="alice")) == ["ATTACHSTREAM 1 30; only"]
+    return driver
+
+
+def keys_of(driver: Driver) -> list[tuple[int, str, str | None, str]]:
+    """Key, name, id and state of each circuit."""
+    return [(c.key, c.name, c.circuit_id, c.state) for c in driver.snapshot().circuits]
+
+
+def two_keys(idle_seconds: float = 60.0) -> Driver:
+    """Alice has circuit 30, bob has 31, each a stream."""
+    driver = balancing(isolating("only", keys=Keys(idle_seconds=idle_seconds)))
+    driver.tell(*opened(1, user="alice"), *opened(2, user="bob"))
+    driver.build(31)
+    return driver
 
 
 def conf_changed(value: str | None) -> str:

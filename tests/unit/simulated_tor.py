@@ -30,6 +30,7 @@ from circuitloom.model import (
     GiveBack,
     Hop,
     ReleaseStream,
+    SignalReceived,
     StreamEvent,
     StreamId,
     StreamStatus,
@@ -48,7 +49,7 @@ class TorStream:
     purpose: str
     state: str = "wait"
     circuit_id: CircuitId = TOR_CHOOSES
-    attaches: int = 0
+    user: str = ""
 
 
 @dataclass
@@ -56,6 +57,7 @@ class TorCircuit:
     circuit_id: CircuitId
     created: str
     is_built: bool = False
+    users: set[str] = field(default_factory=set)
 
 
 @dataclass
@@ -65,6 +67,8 @@ class SimulatedTor:
     starts: int = 0
     leave_unattached: bool = False
     refuses_builds: bool = False
+    isolates: bool = False
+    epoch: int = 0
     streams: dict[StreamId, TorStream] = field(default_factory=dict)
     circuits: dict[CircuitId, TorCircuit] = field(default_factory=dict)
     events: deque[Event] = field(default_factory=deque)
@@ -127,19 +131,32 @@ class SimulatedTor:
             message = "Can't attach stream to non-open origin circuit"
             return [AttachRefused(stream_id, circuit_id, 551, message)]
         assert not stream.target.rpartition(":")[0].endswith((".onion", ".exit")), "this kills the stream"
-        stream.attaches += 1
+        if self.isolates and circuit.users - {stream.user}:
+            # Tor may have given the circuit to somebody else a moment ago; after we were told it is a breach.
+            news = {event.circuit_id for event in self.events if isinstance(event, StreamEvent)}
+            assert circuit_id in news, "streams of two users share a circuit"
         self._put_on(stream, circuit_id)
         return []
 
     # --- what happens to Tor -------------------------------------------------------------------------------
 
-    def open_stream(self, target: str = "example.com:80", purpose: str = "USER") -> StreamId:
+    def open_stream(
+        self, target: str = "example.com:80", purpose: str = "USER", user: str = "alice"
+    ) -> StreamId:
         if purpose.startswith("DIR"):
             target = f"203.0.113.9.${'D' * 40}.exit:9001"  # as Tor names them; its status shows no purpose
-        stream = TorStream(StreamId(self._next_id()), target, purpose)
+        stream = TorStream(StreamId(self._next_id()), target, purpose, user=f"{user} {self.epoch}")
         self.streams[stream.stream_id] = stream
         status = StreamStatus.NEWRESOLVE if purpose == "DNS_REQUEST" else StreamStatus.NEW
-        self._tell_stream(stream, status, PURPOSE=purpose)
+        self._tell_stream(
+            stream,
+            status,
+            PURPOSE=purpose,
+            SOURCE_ADDR="127.0.0.1:4711",
+            SOCKS_USERNAME=user,
+            NYM_EPOCH=str(self.epoch),
+            ISO_FIELDS="SOCKS_USERNAME,SOCKS_PASSWORD,CLIENTADDR,SESSION_GROUP,NYM_EPOCH",
+        )
         if purpose.startswith("DIR") or not self.leave_unattached:
             stream.state = "choosing"
         else:
@@ -150,8 +167,14 @@ class SimulatedTor:
         """Tor attaches one of its own: to one of our circuits, as it does, or to another."""
         stream = self.streams[stream_id]
         if stream.state == "choosing":
-            built = [circuit for circuit in self.circuits.values() if circuit.is_built]
-            is_ours = built and not stream.target.rpartition(":")[0].endswith(".onion")
+            built = [
+                circuit
+                for circuit in self.circuits.values()
+                if circuit.is_built and circuit.users <= {stream.user}
+            ]
+            # Its directory and onion streams are internal, and match no circuit of ours (tor-facts 5).
+            is_internal = stream.purpose.startswith("DIR") or ".onion:" in stream.target
+            is_ours = built and not is_internal
             self._put_on(stream, built[0].circuit_id if is_ours else CircuitId("9999"))
 
     def answer(self, stream_id: StreamId, outcome: str) -> None:
@@ -207,6 +230,11 @@ class SimulatedTor:
         """SIGHUP: torrc is read again, and the option is not in it."""
         self._set_option(is_set=False)
 
+    def new_identity(self) -> None:
+        """NEWNYM."""
+        self.epoch += 1
+        self.events.append(SignalReceived("NEWNYM"))
+
     def restart(self) -> None:
         self.starts += 1
         self.leave_unattached = False
@@ -251,6 +279,8 @@ class SimulatedTor:
     def _put_on(self, stream: TorStream, circuit_id: CircuitId) -> None:
         stream.state = "connecting"
         stream.circuit_id = circuit_id
+        if circuit_id in self.circuits:
+            self.circuits[circuit_id].users.add(stream.user)
         is_resolve = stream.purpose == "DNS_REQUEST"
         self._tell_stream(stream, StreamStatus.SENTRESOLVE if is_resolve else StreamStatus.SENTCONNECT)
 

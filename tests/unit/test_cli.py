@@ -44,6 +44,7 @@ STATUS = {
             "failed_total": 0,
             "share": 0.0,
             "weight_share": 1.0,
+            "key": 0,
         }
     ],
     "streams": {"active": 0, "waiting": 0, "attached_total": 0, "released_total": 0, "failed_total": 0},

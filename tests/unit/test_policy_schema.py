@@ -16,7 +16,9 @@ from circuitloom.policy import (
     Admin,
     Algorithm,
     Balance,
+    ColdStart,
     Failover,
+    Isolation,
     Log,
     LogFormat,
     LogLevel,
@@ -25,6 +27,8 @@ from circuitloom.policy import (
     Role,
     Slot,
     TorControl,
+    WhenExceeded,
+    WhenExhausted,
     WhenNone,
     parse_policy,
     schema_text,
@@ -110,13 +114,14 @@ def test_keys_without_default_are_those_whose_description_says_how() -> None:
 
     found = {key for _, part in walk(load_schema()) for key in optional_without_default(part)}
 
-    assert found == {"password_file", "min_active", "max_streams"}
+    assert found == {"password_file", "min_active", "max_streams", "max_circuits", "slots_per_key"}
 
 
 @pytest.mark.parametrize(
     ("path", "enum"),
     [
         (("balance", "algorithm"), Algorithm),
+        (("balance", "isolation"), Isolation),
         (("failover", "when_none"), WhenNone),
         (("log", "level"), LogLevel),
         (("log", "format"), LogFormat),
@@ -126,6 +131,22 @@ def test_enums_are_those_of_the_code(path: tuple[str, str], enum: type) -> None:
     section, key = path
 
     assert load_schema()["properties"][section]["properties"][key]["enum"] == list(enum)  # type: ignore[call-overload]
+
+
+@pytest.mark.parametrize(
+    ("path", "enum"),
+    [
+        (("balance", "keys", "cold_start"), ColdStart),
+        (("balance", "keys", "when_exceeded"), WhenExceeded),
+        (("failover", "retry", "exhausted"), WhenExhausted),
+    ],
+)
+def test_nested_enums_are_those_of_the_code(path: tuple[str, str, str], enum: type) -> None:
+    sub = load_schema()
+    for key in path:
+        sub = sub["properties"][key]
+
+    assert sub["enum"] == list(enum)  # type: ignore[call-overload]
 
 
 def test_roles_are_those_of_the_code() -> None:
@@ -152,11 +173,16 @@ def test_every_key_reaches_the_dataclasses() -> None:
         b"""
 version: 1
 tor: {control: "tcp:[::1]:9151", password_file: /p}
-balance: {algorithm: least-streams, max_streams: 7}
+balance:
+  algorithm: least-streams
+  max_streams: 7
+  isolation: none
+  keys: {max_circuits: 5, slots_per_key: 1, idle: 3s, cold_start: tor, wait: 2s, when_exceeded: reject}
 circuits:
   - {name: a, weight: 2, count: 2, max_streams: 9}
   - {name: b, role: backup, path: [$%s~x, %s=y]}
-failover: {when_none: hold, min_active: 1, rebuild: {initial: 250ms, max: 2h, jitter: 5%%}}
+failover: {when_none: hold, min_active: 1, rebuild: {initial: 250ms, max: 2h, jitter: 5%%},
+  retry: {attempts: 4, budget: 50%%, exhausted: close}}
 log: {level: debug, format: plain}
 admin: {socket: /s}
 """
@@ -171,9 +197,13 @@ admin: {socket: /s}
         "Slot(name='b', weight=1, role=<Role.BACKUP: 'backup'>, "
         f"path=('{'AB' * 20}', '{'CD' * 20}'), max_streams=7)), "
         "tor=TorControl(control=TcpAddress(host='::1', port=9151), password_file='/p'), "
-        "balance=Balance(algorithm=<Algorithm.LEAST_STREAMS: 'least-streams'>), "
+        "balance=Balance(algorithm=<Algorithm.LEAST_STREAMS: 'least-streams'>, "
+        "isolation=<Isolation.NONE: 'none'>, keys=Keys(max_circuits=5, slots_per_key=1, idle_seconds=3.0, "
+        "cold_start=<ColdStart.TOR: 'tor'>, wait_seconds=2.0, "
+        "when_exceeded=<WhenExceeded.REJECT: 'reject'>)), "
         "failover=Failover(when_none=<WhenNone.HOLD: 'hold'>, min_active=1, "
-        "rebuild=Rebuild(initial_seconds=0.25, max_seconds=7200.0, jitter=0.05)), "
+        "rebuild=Rebuild(initial_seconds=0.25, max_seconds=7200.0, jitter=0.05), "
+        "retry=Retry(attempts=4, budget=0.5, exhausted=<WhenExhausted.CLOSE: 'close'>)), "
         "log=Log(level=<LogLevel.DEBUG: 'debug'>, format=<LogFormat.PLAIN: 'plain'>), "
         "admin=Admin(socket='/s'))"
     )

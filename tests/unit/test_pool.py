@@ -141,7 +141,7 @@ def test_tor_s_reload_is_told() -> None:
 
     assert driver.tell("SIGNAL RELOAD") == []
     assert driver.said == ["info: Tor re-read its configuration"]
-    assert driver.tell("SIGNAL NEWNYM") == []
+    assert driver.tell("SIGNAL HUP") == []
     assert driver.said == []
 
 

@@ -80,8 +80,8 @@ def test_a_circuit_that_closed_meanwhile_is_replaced_and_the_stream_goes_elsewhe
     driver.tell(*opened(1))
 
     assert driver.refuse_attach(1, 30, '552 Unknown circuit "30"') == [
-        "EXTENDCIRCUIT 0; primary",
         "ATTACHSTREAM 1 31; backup",
+        "EXTENDCIRCUIT 0; primary",
     ]
     assert driver.tell("CIRC 30 CLOSED REASON=FINISHED") == []
 
@@ -103,8 +103,8 @@ def test_a_circuit_that_tor_extends_is_of_no_more_use() -> None:
     driver.tell(*opened(1))
 
     assert driver.refuse_attach(1, 30, "551 Can't attach stream to non-open origin circuit") == [
-        "EXTENDCIRCUIT 0; primary",
         "ATTACHSTREAM 1 31; backup",
+        "EXTENDCIRCUIT 0; primary",
     ]
 
 
@@ -152,6 +152,6 @@ def test_the_last_circuit_refused_sends_the_stream_back_to_tor() -> None:
     driver.tell(*opened(1))
 
     assert driver.refuse_attach(1, 30, '552 Unknown circuit "30"') == [
-        GIVE_BACK,
         "ATTACHSTREAM 1 0; no circuit is usable",
+        GIVE_BACK,
     ]

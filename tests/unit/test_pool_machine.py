@@ -17,11 +17,17 @@ from circuitloom.model import (
 from circuitloom.policy.types import (
     Algorithm,
     Balance,
+    ColdStart,
     Failover,
+    Isolation,
+    Keys,
     Policy,
     Rebuild,
+    Retry,
     Role,
     Slot,
+    WhenExceeded,
+    WhenExhausted,
     WhenNone,
 )
 from circuitloom.pool import Attachment, Pool
@@ -46,11 +52,23 @@ def policies(draw: st.DrawFn) -> Policy:
     active = sum(1 for slot in slots if slot.role is Role.ACTIVE)
     return Policy(
         tuple(slots),
-        balance=Balance(draw(st.sampled_from(Algorithm))),
+        balance=Balance(
+            draw(st.sampled_from(Algorithm)),
+            isolation=draw(st.sampled_from(Isolation)),
+            keys=Keys(
+                max_circuits=draw(st.sampled_from([len(slots), 2 * len(slots) + 1, 1000])),
+                slots_per_key=draw(st.sampled_from([None, 1, 2])),
+                idle_seconds=draw(st.sampled_from([1.0, 50.0])),
+                cold_start=draw(st.sampled_from(ColdStart)),
+                wait_seconds=5.0,
+                when_exceeded=draw(st.sampled_from(WhenExceeded)),
+            ),
+        ),
         failover=Failover(
             when_none=draw(st.sampled_from(WhenNone)),
             min_active=draw(st.integers(1, active)),
             rebuild=Rebuild(initial_seconds=1.0, max_seconds=8.0, jitter=0.2),
+            retry=Retry(draw(st.integers(0, 2)), 0.2, draw(st.sampled_from(WhenExhausted))),
         ),
     )
 
@@ -62,7 +80,7 @@ class PoolMachine(RuleBasedStateMachine):
     def start(self, policy: Policy) -> None:
         self.policy = policy
         self.now = 1000.0
-        self.tor = SimulatedTor()
+        self.tor = SimulatedTor(isolates=policy.balance.isolation is Isolation.TOR)
         self.pool = Pool(policy, uniform=lambda: 0.5, now=self.now)
         self.is_connected = False
         self.replies: list[Event] = []
@@ -100,9 +118,10 @@ class PoolMachine(RuleBasedStateMachine):
     @rule(
         address=st.sampled_from(TARGETS),
         purpose=st.sampled_from(["USER", "USER", "DNS_REQUEST", "DIR_FETCH"]),
+        user=st.sampled_from(["alice", "bob", "carol"]),
     )
-    def open_stream(self, address: str, purpose: str) -> None:
-        self.tor.open_stream(address, purpose)
+    def open_stream(self, address: str, purpose: str, user: str) -> None:
+        self.tor.open_stream(address, purpose, user)
 
     @precondition(lambda self: self.tor.streams)
     @rule(data=st.data(), outcome=st.sampled_from(["ok", "ok", "detach", "fail", "choose", "end"]))
@@ -128,6 +147,10 @@ class PoolMachine(RuleBasedStateMachine):
     def sighup(self) -> None:
         self.tor.reload()
 
+    @rule()
+    def new_identity(self) -> None:
+        self.tor.new_identity()
+
     @rule(refuses=st.booleans())
     def refuse_builds(self, refuses: bool) -> None:
         self.tor.refuses_builds = refuses
@@ -143,6 +166,9 @@ class PoolMachine(RuleBasedStateMachine):
 
     @rule(policy=policies())
     def reload(self, policy: Policy) -> None:
+        if policy.balance.isolation is not self.policy.balance.isolation:
+            # From now on only; what shared a circuit before is known to have.
+            self.tor.isolates = False
         self.policy = policy
         self.perform(self.pool.replace_policy(policy, now=self.now))
 
@@ -165,11 +191,12 @@ class PoolMachine(RuleBasedStateMachine):
         snapshot = self.pool.snapshot(now=self.now)
         assert snapshot.state == Attachment.BALANCING
         assert self.tor.leave_unattached
-        assert not self.tor.waiting()
+        self.only_those_wait_who_may()
         assert all(circuit.state in {"built", "draining"} for circuit in snapshot.circuits)
-        before = self.tor.open_stream()
+        stream_id = self.tor.open_stream()
         self.drain()
-        assert self.tor.streams[before].state in {"connecting", "choosing"}
+        self.only_those_wait_who_may()
+        assert stream_id in self.tor.streams or self.policy.balance.keys.when_exceeded is WhenExceeded.REJECT
 
     @precondition(lambda self: self.is_connected)
     @rule()
@@ -177,15 +204,31 @@ class PoolMachine(RuleBasedStateMachine):
         self.drain()
 
     @precondition(lambda self: self.is_connected)
-    @rule(outcome=st.sampled_from(["ok", "detach", "fail"]), count=st.integers(1, 5))
-    def serve_a_burst(self, outcome: str, count: int) -> None:
+    @rule(
+        outcome=st.sampled_from(["ok", "detach", "fail"]),
+        count=st.integers(1, 5),
+        user=st.sampled_from(["alice", "bob"]),
+    )
+    def serve_a_burst(self, outcome: str, count: int, user: str) -> None:
         """Several streams at once, answered alike: fills circuits and tries others."""
-        opened = [self.tor.open_stream() for _ in range(count)]
+        opened = [self.tor.open_stream(user=user) for _ in range(count)]
         for _ in range(4):
             self.drain()
             for stream_id in opened:
                 if stream_id in self.tor.streams:
                     self.tor.answer(stream_id, outcome)
+
+    @precondition(lambda self: self.is_connected)
+    @rule(user=st.sampled_from(["alice", "bob"]))
+    def serve_while_tor_chooses(self, user: str) -> None:
+        """Tor puts streams of its own on circuits, and we hear of it after we have attached to them."""
+        self.drain()
+        self.tor.open_stream(user=user)
+        for stream in list(self.tor.streams.values()):
+            self.tor.choose_for(stream.stream_id)
+        self.drain()
+        self.tor.open_stream(user=user)
+        self.drain()
 
     def teardown(self) -> None:
         """Whatever went before, a stop gives everything back."""
@@ -214,9 +257,15 @@ class PoolMachine(RuleBasedStateMachine):
         """With every message delivered, a stream waits only where the policy says so."""
         if not self.is_connected or self.tor.events:
             return
-        if self.tor.waiting():
-            assert self.policy.failover.when_none is WhenNone.HOLD
-            assert not any(circuit.state == "built" for circuit in self.pool.snapshot(now=self.now).circuits)
+        self.only_those_wait_who_may()
+
+    def only_those_wait_who_may(self) -> None:
+        """Those that wait are those the pool holds, and ``check_invariants`` says why it may."""
+        snapshot = self.pool.snapshot(now=self.now)
+        assert len(self.tor.waiting()) == snapshot.streams_waiting
+        self.pool.check_invariants()
+        is_unbounded = self.policy.failover.when_none is WhenNone.HOLD
+        assert not snapshot.streams_waiting or is_unbounded or self.pool.next_deadline() is not None
 
 
 PoolMachine.TestCase.settings = settings(max_examples=400, stateful_step_count=50, deadline=None)

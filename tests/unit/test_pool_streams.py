@@ -112,7 +112,7 @@ def test_a_stream_is_tried_on_three_circuits_at_most() -> None:
         "ATTACHSTREAM 1 30; a",
         "ATTACHSTREAM 1 31; b",
         "ATTACHSTREAM 1 32; c",
-        "ATTACHSTREAM 1 0; tried on 3 circuits",
+        "ATTACHSTREAM 1 0; failed on 3 circuits",
     ]
 
 

@@ -29,6 +29,7 @@ def circuit(name: str = "primary", state: str = "built", **more: object) -> Circ
         "age_seconds": 125.4,
         "share": 0.75123,
         "weight_share": 0.75,
+        "key": 0,
     }
     return CircuitSnapshot(**(values | more))
 
@@ -46,6 +47,7 @@ WAITING = circuit(
     age_seconds=None,
     share=0.0,
     weight_share=1.0,
+    key=0,
 )
 
 
@@ -94,7 +96,7 @@ def test_the_line_says_what_happens_without_circuits(when_none: WhenNone, what: 
     policy = Policy(POLICY.slots, failover=Failover(when_none))
 
     assert status_line(snapshot("balancing", WAITING), policy, "") == (
-        f"no circuit is usable, {what}: 0 of 2 circuits built"
+        f"no circuit is usable, {what}: 0 of 1 circuits built"
     )
 
 
@@ -125,6 +127,7 @@ def test_the_document_is_json_and_rounded() -> None:
         "age_seconds": 125.4,
         "share": 0.7512,
         "weight_share": 0.75,
+        "key": 0,
     }
     assert shown["circuits"][1]["age_seconds"] is None
 
@@ -160,6 +163,7 @@ def test_the_table_fits_80_columns_with_names_and_counts_of_a_busy_day() -> None
         age_seconds=86400.0 * 9,
         share=1.0,
         weight_share=1.0,
+        key=0,
     )
 
     for line in status_table(document(snapshot("balancing", busy))).splitlines()[3:5]:
@@ -178,3 +182,14 @@ def test_durations_have_two_units(seconds: float, words: str) -> None:
     shown = document(snapshot("balancing", circuit(age_seconds=seconds)))
 
     assert f"  {words}  " in status_table(shown)
+
+
+def test_circuits_of_several_keys_show_whose_they_are() -> None:
+    both = snapshot("balancing", circuit(), circuit(circuit_id="31", key=3))
+
+    assert status_line(both, POLICY, "").endswith("over 2 of 2 circuits for 2 keys, weighted-round-robin")
+    assert status_table(document(both)).splitlines()[3:6] == [
+        "CIRCUIT  KEY  ID  STATE    AGE  STREAMS  ATTACHED  FAILED  SHARE  WEIGHT",
+        "primary    0  30  built  2m05s       12      1500       7  75.1%   75.0%",
+        "primary    3  31  built  2m05s       12      1500       7  75.1%   75.0%",
+    ]

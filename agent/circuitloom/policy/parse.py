@@ -15,15 +15,21 @@ from circuitloom.policy.types import (
     Admin,
     Algorithm,
     Balance,
+    ColdStart,
     Failover,
+    Isolation,
+    Keys,
     Log,
     LogFormat,
     LogLevel,
     Policy,
     Rebuild,
+    Retry,
     Role,
     Slot,
     TorControl,
+    WhenExceeded,
+    WhenExhausted,
     WhenNone,
 )
 from circuitloom.policy.values import parse_control, parse_duration, parse_fingerprint, parse_percentage
@@ -32,6 +38,9 @@ __all__ = ["check_policy", "parse_policy", "read_policy"]
 
 # Two, so that there is something to balance when the agent takes over; with one active circuit, one.
 _DEFAULT_MIN_ACTIVE = 2
+
+# Sixty-four keys of four circuits; what one client asks of its guards stays well below that of a busy relay.
+_DEFAULT_MAX_CIRCUITS = 256
 
 
 def check_policy(data: bytes, *, name: str) -> tuple[Policy, tuple[Fault, ...]]:
@@ -76,13 +85,25 @@ def _build(data: dict[str, Any]) -> Policy:
     default_max_streams = data["balance"]["max_streams"]
     slots = tuple(slot for entry in data["circuits"] for slot in _build_slots(entry, default_max_streams))
     active = sum(slot.role is Role.ACTIVE for slot in slots)
-    rebuild = data["failover"]["rebuild"]
+    rebuild, retry = data["failover"]["rebuild"], data["failover"]["retry"]
+    keys = data["balance"]["keys"]
     return Policy(
         slots=slots,
         tor=TorControl(
             control=parse_control(data["tor"]["control"]), password_file=data["tor"].get("password_file")
         ),
-        balance=Balance(Algorithm(data["balance"]["algorithm"])),
+        balance=Balance(
+            algorithm=Algorithm(data["balance"]["algorithm"]),
+            isolation=Isolation(data["balance"]["isolation"]),
+            keys=Keys(
+                max_circuits=keys.get("max_circuits", max(_DEFAULT_MAX_CIRCUITS, len(slots))),
+                slots_per_key=keys.get("slots_per_key"),
+                idle_seconds=parse_duration(keys["idle"]),
+                cold_start=ColdStart(keys["cold_start"]),
+                wait_seconds=parse_duration(keys["wait"]),
+                when_exceeded=WhenExceeded(keys["when_exceeded"]),
+            ),
+        ),
         failover=Failover(
             when_none=WhenNone(data["failover"]["when_none"]),
             min_active=data["failover"].get("min_active", min(_DEFAULT_MIN_ACTIVE, active)),
@@ -90,6 +111,11 @@ def _build(data: dict[str, Any]) -> Policy:
                 initial_seconds=parse_duration(rebuild["initial"]),
                 max_seconds=parse_duration(rebuild["max"]),
                 jitter=parse_percentage(rebuild["jitter"]),
+            ),
+            retry=Retry(
+                attempts=retry["attempts"],
+                budget=parse_percentage(retry["budget"]),
+                exhausted=WhenExhausted(retry["exhausted"]),
             ),
         ),
         log=Log(level=LogLevel(data["log"]["level"]), format=LogFormat(data["log"]["format"])),

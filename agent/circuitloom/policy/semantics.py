@@ -16,7 +16,7 @@ from typing import Any
 from circuitloom.errors import Fault
 from circuitloom.policy.nodes import Bad, Document, Listing, Mapping, Scalar
 from circuitloom.policy.schema import load_schema
-from circuitloom.policy.types import Algorithm, Policy, Role, TcpAddress
+from circuitloom.policy.types import Algorithm, Isolation, Policy, Role, TcpAddress
 from circuitloom.policy.values import (
     ValueFault,
     check_socket_path,
@@ -35,6 +35,9 @@ MAX_CIRCUITS = 1000
 # Below 10 ms a failing path would be tried about as fast as Tor can fail it; after a day nobody waits.
 _MIN_WAIT_SECONDS, _MAX_WAIT_SECONDS = 0.01, 86_400.0
 
+# Tor gives a waiting stream up itself after SocksTimeout, by default 120 s; then it is too late to hand over.
+_MAX_HELD_SECONDS = 100.0
+
 
 def find_semantic_faults(document: Document, faulty: frozenset[Path]) -> Iterator[Fault]:
     """Judges how the values fit together.
@@ -47,6 +50,7 @@ def find_semantic_faults(document: Document, faulty: frozenset[Path]) -> Iterato
     yield from _control_faults(known)
     yield from _socket_faults(known)
     yield from _rebuild_faults(known)
+    yield from _wait_faults(known)
     circuits = _read_circuits(known)
     yield from _weight_faults(known, circuits)
     yield from _path_faults(known, circuits)
@@ -62,6 +66,11 @@ def find_warnings(document: Document, policy: Policy) -> Iterator[Fault]:
     if len(policy.slots) == 1:
         message = "with one circuit there is nothing to balance and nothing to fail over to: add another"
         yield document.fault(("circuits",), message)
+    if policy.balance.isolation is Isolation.NONE:
+        message = "streams of different SOCKS users and clients share circuits: their exits can link them"
+        yield document.fault(("balance", "isolation"), message)
+        if document.node_at(("balance", "keys")) is not None:
+            yield document.fault(("balance", "keys"), "this does nothing under `isolation: none`")
     for index in range(len(_items(document, ("circuits",)))):
         path: Path = ("circuits", index, "path")
         hops = len(_items(document, path))
@@ -178,6 +187,14 @@ def _rebuild_faults(known: _Known) -> Iterator[Fault]:
         yield known.document.fault(("failover", "rebuild", key), message)
 
 
+def _wait_faults(known: _Known) -> Iterator[Fault]:
+    for key, longest, shown in (("idle", _MAX_WAIT_SECONDS, "1d"), ("wait", _MAX_HELD_SECONDS, "100s")):
+        path = ("balance", "keys", key)
+        text = known.value(*path)
+        if text is not None and not _MIN_WAIT_SECONDS <= parse_duration(text) <= longest:
+            yield known.document.fault(path, f"must be from 10ms to {shown}, not {quoted(text)}")
+
+
 def _weight_faults(known: _Known, circuits: list[_Circuit]) -> Iterator[Fault]:
     if known.value("balance", "algorithm") != Algorithm.ROUND_ROBIN:
         return
@@ -237,6 +254,14 @@ def _number_faults(known: _Known, circuits: list[_Circuit]) -> Iterator[Fault]:
         message = "every circuit is a backup: give at least one `role: active`"
         yield known.document.fault(("circuits",), message)
         return
+    max_circuits = known.value("balance", "keys", "max_circuits")
+    if max_circuits is not None and max_circuits < total:
+        message = f"must be at least {total}, the number of circuits that the first key gets"
+        yield known.document.fault(("balance", "keys", "max_circuits"), message)
+    slots_per_key = known.value("balance", "keys", "slots_per_key")
+    if slots_per_key is not None and slots_per_key > active:
+        message = f"must be at most {active}, the number of active circuits, not {slots_per_key}"
+        yield known.document.fault(("balance", "keys", "slots_per_key"), message)
     min_active = known.value("failover", "min_active")
     if min_active is not None and min_active > active:
         message = f"must be at most {active}, the number of active circuits, not {min_active}"

@@ -23,6 +23,35 @@ class Algorithm(StrEnum):
     LEAST_STREAMS = "least-streams"
 
 
+class Isolation(StrEnum):
+    """Whether streams that Tor keeps apart are kept apart here: ``tor`` does, ``none`` does not."""
+
+    TOR = "tor"
+    NONE = "none"
+
+
+class ColdStart(StrEnum):
+    """What a stream does whose key has no circuits yet."""
+
+    WAIT = "wait"
+    TOR = "tor"
+
+
+class WhenExceeded(StrEnum):
+    """What a stream does whose key would need more circuits than are allowed."""
+
+    TOR = "tor"
+    QUEUE = "queue"
+    REJECT = "reject"
+
+
+class WhenExhausted(StrEnum):
+    """What becomes of a stream that was tried often enough."""
+
+    TOR = "tor"
+    CLOSE = "close"
+
+
 class Role(StrEnum):
     """Whether a circuit always takes streams, or only below ``failover.min_active``."""
 
@@ -89,10 +118,33 @@ class TorControl:
 
 
 @dataclass(frozen=True, slots=True)
+class Keys:
+    """How many circuits isolation may cost.
+
+    Attributes:
+        max_circuits: Of all keys together.
+        slots_per_key: How many of the active circuits each key gets; None: all.
+        idle_seconds: How long a key without streams keeps its circuits.
+        cold_start: What the first streams of a key do.
+        wait_seconds: How long they wait at most, for circuits or for room; then they are Tor's.
+        when_exceeded: What streams of a key do for which there is no room.
+    """
+
+    max_circuits: int = 256
+    slots_per_key: int | None = None
+    idle_seconds: float = 600.0
+    cold_start: ColdStart = ColdStart.WAIT
+    wait_seconds: float = 5.0
+    when_exceeded: WhenExceeded = WhenExceeded.TOR
+
+
+@dataclass(frozen=True, slots=True)
 class Balance:
-    """How streams are spread."""
+    """How streams are spread, and which may share a circuit."""
 
     algorithm: Algorithm = Algorithm.WEIGHTED_ROUND_ROBIN
+    isolation: Isolation = Isolation.TOR
+    keys: Keys = field(default_factory=Keys)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +176,21 @@ class Rebuild:
 
 
 @dataclass(frozen=True, slots=True)
+class Retry:
+    """When a stream that Tor detached goes to another circuit.
+
+    Attributes:
+        attempts: How often one stream is attached again.
+        budget: The part (0 to 1) of all unanswered streams that may be such; a few always may.
+        exhausted: What becomes of a stream beyond attempts or budget.
+    """
+
+    attempts: int = 2
+    budget: float = 0.2
+    exhausted: WhenExhausted = WhenExhausted.TOR
+
+
+@dataclass(frozen=True, slots=True)
 class Failover:
     """What happens when circuits are missing.
 
@@ -131,12 +198,14 @@ class Failover:
         when_none: What happens to streams while no circuit is usable.
         min_active: Below this many usable active circuits, backup circuits take streams as well; also how
             many must be BUILT before attachment is taken over from Tor.
+        retry: What happens to streams that a circuit could not connect.
         rebuild: Backoff of builds.
     """
 
     when_none: WhenNone = WhenNone.TOR
     min_active: int = 1
     rebuild: Rebuild = field(default_factory=Rebuild)
+    retry: Retry = field(default_factory=Retry)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""The circuits of the pool: built, kept, replaced, and offered to the chooser.
+"""The circuits of one isolation key: kept, replaced, and offered to the chooser.
 
 Rules of this file:
 
@@ -8,34 +8,23 @@ Rules of this file:
 * Make before break: a circuit that no longer fits the policy serves until its successor is BUILT, and the
   circuits of slots that a reload removed serve until enough of the new ones are.
 * A slot that loses a working circuit builds at once; one whose circuits fail waits, longer each time.
+* A circuit on which Tor has put a stream of another key is of no use to this one, and is replaced.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
-from heapq import heappop, heappush
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from circuitloom.balancing import CHOOSERS, Chooser
-from circuitloom.model import (
-    Action,
-    Announce,
-    BuildAccepted,
-    BuildCircuit,
-    BuildRefused,
-    CircuitEvent,
-    CircuitId,
-    CircuitStatus,
-    CloseCircuit,
-    Severity,
-)
-from circuitloom.policy.types import Policy, Rebuild, Role
+from circuitloom.model import Action, Announce, CircuitEvent, CircuitId, CircuitStatus, Severity
+from circuitloom.policy.types import Policy, Role, Slot
+from circuitloom.pool.builder import Builder
+from circuitloom.pool.isolation import UNKNOWN_KEY, IsolationKey
 from circuitloom.pool.slots import Circuit, CircuitState, SlotState
 
-MAX_PARALLEL_BUILDS = 16
-"""Enough to fill 1,000 slots in seconds, few enough that a guard does not take us for a CREATE flood."""
-
-BUILD_TIMEOUT_SECONDS = 90.0
-"""Tor gives a build up itself (CircuitBuildTimeout, 60 s at first); this catches one that Tor forgot."""
+CONDEMNED_REST_SECONDS = 10.0
+"""After a failed stream Tor closes a circuit at its next sweep, at most 30 s away, once it has no streams
+(tor-facts 0). Replacing it is worth a build, but not one for each stream of a burst to a dead destination."""
 
 _OUR_PURPOSES = frozenset({"GENERAL", "CONTROLLER"})
 
@@ -45,59 +34,81 @@ class Circuits:
 
     Args:
         policy: What to keep.
-        uniform: Gives a random number in [0, 1), for the jitter.
+        slots: The slots of the policy that this key gets.
+        builder: Asks Tor for circuits.
         emit: Takes each action, in order.
+
+    Attributes:
+        number: Names the key in status and log, where its values must not be shown.
+        key: Whose circuits these are; None: nobody's yet.
+        is_cold: Whether they have never been ready.
+        is_expiring: Whether no new stream can have this key; those that have it still may come back.
+        is_retired: Whether nobody has the key any more; the last circuits are ending.
+        streams: How many streams have this key now.
+        idle_since: When the last of them ended (seconds of the pool's clock).
+        is_watched: Whether somebody will look at ``idle_since``.
     """
 
     def __init__(
-        self, policy: Policy, *, uniform: Callable[[], float], emit: Callable[[Action], None]
+        self,
+        policy: Policy,
+        slots: Sequence[Slot],
+        *,
+        number: int,
+        builder: Builder,
+        emit: Callable[[Action], None],
     ) -> None:
-        self._uniform = uniform
+        self.number = number
+        self.key: IsolationKey | None = None
+        self.is_cold = True
+        self.is_expiring = False
+        self.is_retired = False
+        self.streams = 0
+        self.idle_since = 0.0
+        self.is_watched = False
+        self._builder = builder
         self._emit = emit
-        self._rebuild: Rebuild = policy.failover.rebuild
         self._min_active = policy.failover.min_active
         self._algorithm = policy.balance.algorithm
         self._chooser: Chooser = CHOOSERS[self._algorithm]()
-        self.slots: dict[str, SlotState] = {slot.name: SlotState(slot) for slot in policy.slots}
+        self.slots: dict[str, SlotState] = {slot.name: SlotState(slot, self) for slot in slots}
         self._outgoing: dict[str, Circuit] = {}
-        self.by_id: dict[CircuitId, Circuit] = {}
-        self._builds: dict[int, Circuit] = {}
-        self._build_number = 0
-        self._wanted: dict[str, SlotState] = {}
-        self._under_way = 0
-        self._deadlines: list[tuple[float, int, SlotState]] = []
-        self._deadline_number = 0
-        self._is_connected = False
+        self._members: dict[Circuit, None] = {}
         self.active_built = 0
         self.backup_built = 0
+        self._set_floor()
 
     # --- what the pool asks --------------------------------------------------------------------------------
 
     @property
     def backups_serve(self) -> bool:
         """Whether too few active circuits are left, so that backup circuits take streams as well."""
-        return self.active_built < self._min_active
+        return self.active_built < self._floor
 
     @property
     def is_ready(self) -> bool:
-        """Whether enough circuits are BUILT to take attachment over from Tor."""
-        return self.active_built + (self.backup_built if self.backups_serve else 0) >= self._min_active
+        """Whether enough circuits are BUILT to begin with."""
+        return self.active_built + (self.backup_built if self.backups_serve else 0) >= self._floor
 
     @property
     def is_usable(self) -> bool:
         """Whether at least one circuit that may serve is BUILT, full or not."""
         return self.active_built > 0 or (self.backups_serve and self.backup_built > 0) or bool(self._outgoing)
 
+    @property
+    def draining(self) -> list[Circuit]:
+        """Circuits that take no more streams and still have some."""
+        return [circuit for circuit in self._members if circuit.state is CircuitState.DRAINING]
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether nothing is left of them in Tor."""
+        return not self._members and not any(state.building for state in self.slots.values())
+
     def choose(self, exclude: Collection[str]) -> Circuit | None:
         """The circuit for the next stream, or None when there is none below its limit."""
         circuit_id = self._chooser.choose(exclude)
-        return None if circuit_id is None else self.by_id[CircuitId(circuit_id)]
-
-    def next_deadline(self) -> float | None:
-        """When ``handle_deadline`` wants to be called (seconds of the pool's clock)."""
-        while self._deadlines and self._is_stale(self._deadlines[0]):
-            heappop(self._deadlines)
-        return self._deadlines[0][0] if self._deadlines else None
+        return None if circuit_id is None else self._builder.by_id[CircuitId(circuit_id)]
 
     # --- streams come and go -------------------------------------------------------------------------------
 
@@ -111,7 +122,7 @@ class Circuits:
         circuit.streams -= 1
         self._count_changed(circuit)
         if circuit.state is CircuitState.DRAINING and circuit.streams == 0:
-            self._close(circuit)
+            self._builder.close(circuit)
 
     def _count_changed(self, circuit: Circuit) -> None:
         is_full = circuit.streams >= circuit.slot.slot.max_streams
@@ -120,17 +131,44 @@ class Circuits:
         else:
             self._offer(circuit)
 
+    def mark(self, circuit: Circuit, key: IsolationKey) -> None:
+        """A stream of this key is on the circuit: no stream of another key may follow, ever."""
+        if circuit.key is None:
+            circuit.key = key
+        elif key not in {circuit.key, UNKNOWN_KEY}:
+            # Tor, or another controller, put it there before our own was: two keys share the circuit now.
+            circuit.key = UNKNOWN_KEY
+        if self.key is not None:
+            self._expel(circuit)
+
+    def claim(self, key: IsolationKey) -> None:
+        """From now on these are the key's circuits."""
+        self.key = key
+        for circuit in list(self._members):
+            self._expel(circuit)
+
+    def _expel(self, circuit: Circuit) -> None:
+        """Replace a circuit that another key has touched."""
+        if circuit.key in {None, self.key} or circuit.state is not CircuitState.BUILT:
+            return
+        state = circuit.slot
+        is_in_use = state.circuit is circuit and self._is_kept(state)
+        self._drain(circuit)
+        if is_in_use:
+            self._builder.want(state)
+
     # --- what happened -------------------------------------------------------------------------------------
 
-    def handle_connected(self, reported: Iterable[CircuitEvent], *, now: float) -> None:
-        """Keep the circuits that Tor still has, forget the others, and build what is missing.
+    def handle_connected(self, there: Mapping[CircuitId, CircuitEvent]) -> None:
+        """Keep the circuits that Tor still has, forget the others, and want what is missing.
 
         Ids start again at 1 after a restart of Tor (tor-facts 11), so a circuit is only believed to be ours
         when its creation time and path agree as well.
+
+        Args:
+            there: The lines of circuit-status.
         """
-        self._is_connected = True
-        there = {event.circuit_id: event for event in reported}
-        for circuit in list(self.by_id.values()):
+        for circuit in list(self._members):
             event = there.get(circuit.circuit_id or CircuitId(""))
             is_same = (
                 event is not None
@@ -142,59 +180,27 @@ class Circuits:
                 self._forget(circuit)
             else:
                 circuit.streams = 0
-        for circuit in list(self._builds.values()):
-            self._forget(circuit)
         for state in self.slots.values():
             state.failures = 0
-            self._want(state)
-        self._fill(now)
+            self._builder.want(state)
 
     def recounted(self) -> None:
         """The streams of all circuits were counted anew, after ``handle_connected``."""
-        for circuit in list(self.by_id.values()):
-            if circuit.state is CircuitState.DRAINING and circuit.streams == 0:
-                self._close(circuit)
+        for circuit in self.draining:
+            if circuit.streams == 0:
+                self._builder.close(circuit)
         self._restart_chooser()
 
-    def handle_disconnected(self) -> None:
-        """Builds that were asked for will never be answered; circuits may live on."""
-        self._is_connected = False
-        for circuit in list(self._builds.values()):
-            self._forget(circuit)
-        self._wanted.clear()
-        self._deadlines.clear()
+    def enlist(self, circuit: Circuit) -> None:
+        """Tor gave one of our circuits its id."""
+        self._members[circuit] = None
 
-    def handle_network_ready(self, *, now: float) -> None:
-        """Waiting any longer is of no use: Tor says that circuits can be built."""
-        for state in self.slots.values():
-            if state.retry_at is not None:
-                self._want(state)
-        self._fill(now)
+    def discharge(self, circuit: Circuit) -> None:
+        """One of our circuits is no more."""
+        self._members.pop(circuit, None)
 
-    def handle_accepted(self, event: BuildAccepted, *, now: float) -> None:
-        """Learn the id of a circuit that was asked for."""
-        circuit = self._builds.pop(event.build, None)
-        if circuit is None:
-            # Its slot went, with a reload, before Tor answered.
-            self._emit(CloseCircuit(event.circuit_id))
-            return
-        circuit.circuit_id = event.circuit_id
-        self.by_id[event.circuit_id] = circuit
-        self._add_deadline(circuit.deadline, circuit.slot)
-        self._fill(now)
-
-    def handle_refused(self, event: BuildRefused, *, now: float) -> None:
-        """Tor did not start to build; try again later."""
-        circuit = self._builds.get(event.build)
-        if circuit is not None:
-            self._build_failed(circuit, event.message, now)
-            self._fill(now)
-
-    def handle_event(self, event: CircuitEvent, *, now: float) -> None:
-        """Follow one circuit; those that we did not ask for are nobody's business here."""
-        circuit = self.by_id.get(event.circuit_id)
-        if circuit is None:
-            return
+    def handle_event(self, circuit: Circuit, event: CircuitEvent, *, now: float) -> None:
+        """Follow one of our circuits."""
         circuit.created = event.keywords.get("TIME_CREATED", circuit.created)
         match event.status:
             case CircuitStatus.BUILT:
@@ -212,49 +218,59 @@ class Circuits:
 
     def lose(self, circuit: Circuit, reason: str, *, now: float) -> None:
         """The circuit is gone, or of no more use; its slot builds another."""
+        state = circuit.slot
+        if circuit.state is CircuitState.CLOSED:
+            # Told already: each stream on its way there is refused one by one.
+            return
         if circuit.state is CircuitState.LAUNCHED:
-            self._build_failed(circuit, reason, now)
-        elif circuit is circuit.slot.circuit and self._is_kept(circuit.slot):
-            state = circuit.slot
+            self._builder.fail(circuit, reason, now)
+        elif circuit is state.circuit and self._is_kept(state):
             lived_seconds = now - circuit.built_at
             self._forget(circuit)
-            if lived_seconds >= self._rebuild.initial_seconds:
+            if lived_seconds >= self._builder.rebuild.initial_seconds:
                 state.failures = 0
-                self._emit(
-                    Announce(Severity.INFO, f"circuit {circuit.label} closed ({reason}), building another")
-                )
-                self._want(state)
+                self._say(f"circuit {circuit.label} closed ({reason}), building another")
+                self._builder.want(state)
             else:
-                self._back_off(state, f"circuit {circuit.label} closed at once ({reason})", now)
+                self._builder.back_off(state, f"circuit {circuit.label} closed at once ({reason})", now)
         else:
             self._forget(circuit)
-            self._emit(Announce(Severity.INFO, f"circuit {circuit.label} closed ({reason})"))
-        self._fill(now)
+            self._say(f"circuit {circuit.label} closed ({reason})")
 
-    def handle_deadline(self, *, now: float) -> None:
-        """Start the builds whose time has come and give up those that hang."""
-        while self._deadlines and self._deadlines[0][0] <= now:
-            entry = heappop(self._deadlines)
-            if self._is_stale(entry):
-                continue
-            state = entry[2]
-            if state.building is not None:
-                circuit = state.building
-                self._close(circuit)
-                self._build_failed(circuit, f"no answer in {BUILD_TIMEOUT_SECONDS:g} s", now)
-            else:
-                self._want(state)
-        self._fill(now)
+    def condemn(self, circuit: Circuit, *, now: float) -> None:
+        """Tor will close the circuit soon, for a stream that failed on it: replace it before it is missed."""
+        state = circuit.slot
+        if circuit is state.circuit and not state.is_outdated and self._is_kept(state):
+            state.is_outdated = True
+            self._builder.want_at(state, max(now, circuit.built_at + CONDEMNED_REST_SECONDS))
 
-    def replace_policy(self, policy: Policy, *, now: float) -> None:
+    def renew(self) -> None:
+        """Replace every circuit, each when its successor is BUILT."""
+        for state in self.slots.values():
+            state.is_outdated = state.circuit is not None
+            self._builder.want(state)
+
+    def retire(self) -> None:
+        """No stream of this key comes any more: what runs finishes, nothing is built."""
+        self.is_retired = True
+        for state in self.slots.values():
+            self._builder.unwant(state)
+        outgoing, self._outgoing = self._outgoing, {}
+        serving = [state.circuit for state in self.slots.values() if state.circuit is not None]
+        self.slots = {}
+        for circuit in (*serving, *outgoing.values()):
+            self._drain(circuit)
+        self.active_built = self.backup_built = 0
+
+    def replace_policy(self, policy: Policy, slots: Sequence[Slot]) -> None:
         """Keep what both policies name, build what is new, drain what is gone."""
-        self._rebuild = policy.failover.rebuild
         self._min_active = policy.failover.min_active
+        self._algorithm = policy.balance.algorithm
         old = {name: circuit.slot for name, circuit in self._outgoing.items()} | self.slots
         self._outgoing = {}
         self.slots = {}
-        for slot in policy.slots:
-            state = old.pop(slot.name, None) or SlotState(slot)
+        for slot in slots:
+            state = old.pop(slot.name, None) or SlotState(slot, self)
             is_moved = state.slot.path != slot.path
             state.slot = slot
             self.slots[slot.name] = state
@@ -263,22 +279,19 @@ class Circuits:
                 state.failures = 0
                 state.retry_at = None
             if is_moved and state.building is not None:
-                self._abandon(state.building)
+                self._builder.unwant(state)
             if is_moved and state.circuit is not None:
                 state.is_outdated = True
         for name, state in old.items():
-            if state.building is not None:
-                self._abandon(state.building)
+            self._builder.unwant(state)
             if state.circuit is not None:
                 self._outgoing[name] = state.circuit
-        self._wanted.clear()
-        self._algorithm = policy.balance.algorithm
+        self._set_floor()
         self._restart_chooser()
         self._dismiss_outgoing()
         for state in self.slots.values():
             if state.retry_at is None:
-                self._want(state)
-        self._fill(now)
+                self._builder.want(state)
 
     def check_invariants(self, streams: Mapping[Circuit, int]) -> None:
         """Assert what must always hold; for tests.
@@ -289,107 +302,67 @@ class Circuits:
         Raises:
             AssertionError: It does not.
         """
-        for circuit_id, circuit in self.by_id.items():
-            assert circuit.circuit_id == circuit_id
+        for circuit in self._members:
+            assert circuit.circuit_id is not None
+            assert self._builder.by_id[circuit.circuit_id] is circuit
             assert circuit.state is not CircuitState.CLOSED
             assert circuit.streams == streams.get(circuit, 0)
             assert circuit.is_candidate == self._may_serve(circuit)
+            if circuit.is_candidate and self.key is not None:
+                assert circuit.key in {None, self.key}
         for name, state in self.slots.items():
             assert state.slot.name == name
+            assert state.owner is self
             assert state.circuit is None or state.circuit.state is CircuitState.BUILT
             assert state.building is None or state.building.state is CircuitState.LAUNCHED
-            is_cared_for = state.retry_at is not None or name in self._wanted or not state.needs_build()
-            assert is_cared_for or not self._is_connected
         built = [state.slot.role for state in self.slots.values() if state.circuit is not None]
         assert self.active_built == built.count(Role.ACTIVE)
         assert self.backup_built == built.count(Role.BACKUP)
-        under_way = sum(1 for state in self.slots.values() if state.building is not None)
-        assert self._under_way == under_way <= MAX_PARALLEL_BUILDS
 
-    # --- one slot ------------------------------------------------------------------------------------------
-
-    def _want(self, state: SlotState) -> None:
-        state.retry_at = None
-        if self._is_connected and state.needs_build():
-            self._wanted[state.slot.name] = state
-
-    def _fill(self, now: float) -> None:
-        """Ask for wanted circuits, a few at a time."""
-        while self._wanted and self._under_way < MAX_PARALLEL_BUILDS:
-            state = self._wanted.pop(next(iter(self._wanted)))
-            self._under_way += 1
-            self._build_number += 1
-            circuit = Circuit(state, self._build_number, now + BUILD_TIMEOUT_SECONDS)
-            state.building = self._builds[self._build_number] = circuit
-            self._emit(BuildCircuit(self._build_number, state.slot.name, state.slot.path))
+    # --- one circuit ---------------------------------------------------------------------------------------
 
     def _built(self, circuit: Circuit, now: float) -> None:
         state = circuit.slot
         circuit.state = CircuitState.BUILT
         circuit.built_at = now
-        state.building = None
-        self._under_way -= 1
+        self._builder.finish(circuit)
         predecessor, state.circuit, state.is_outdated = state.circuit, circuit, False
         names = ", ".join(hop.nickname or hop.fingerprint[:8] for hop in circuit.path)
-        self._emit(Announce(Severity.INFO, f"circuit {circuit.label} built: {names}"))
+        self._say(f"circuit {circuit.label} built: {names}")
         self._tiers_changed(state, +1)
         self._offer(circuit)
         if predecessor is not None:
             self._drain(predecessor)
         self._dismiss_outgoing()
-        self._fill(now)
-
-    def _build_failed(self, circuit: Circuit, reason: str, now: float) -> None:
-        self._forget(circuit)
-        self._back_off(circuit.slot, f"circuit {circuit.label} could not be built ({reason})", now)
-
-    def _back_off(self, state: SlotState, what: str, now: float) -> None:
-        rebuild = self._rebuild
-        # The exponent is bounded: 2 ** 1100 would not fit a float, and long before it the maximum holds.
-        delay = min(rebuild.max_seconds, rebuild.initial_seconds * 2.0 ** min(state.failures, 32))
-        delay *= 1 + rebuild.jitter * (2 * self._uniform() - 1)
-        state.failures += 1
-        state.retry_at = now + delay
-        self._add_deadline(state.retry_at, state)
-        self._emit(Announce(Severity.WARNING, f"{what}, trying again in {delay:.1f} s"))
+        if self.is_ready:
+            self.is_cold = False
 
     def _drain(self, circuit: Circuit) -> None:
         """No new streams; those on it finish, then it is closed."""
         was_serving = circuit.slot.circuit is circuit
         circuit.state = CircuitState.DRAINING
         if was_serving:
-            circuit.slot.circuit = None
+            self._vacate(circuit.slot)
         self._tiers_changed(circuit.slot, -1)
         self._offer(circuit)
         if circuit.streams == 0:
-            self._close(circuit)
-
-    def _abandon(self, circuit: Circuit) -> None:
-        """Nobody wants the circuit under way any more."""
-        self._close(circuit)
-        self._forget(circuit)
-
-    def _close(self, circuit: Circuit) -> None:
-        if circuit.circuit_id is not None:
-            self._emit(CloseCircuit(circuit.circuit_id))
+            self._builder.close(circuit)
 
     def _forget(self, circuit: Circuit) -> None:
         """Take the circuit out of every table."""
         was_built = circuit.state is CircuitState.BUILT
-        circuit.state = CircuitState.CLOSED
-        self._builds.pop(circuit.build, None)
-        if circuit.circuit_id is not None:
-            self.by_id.pop(circuit.circuit_id, None)
-        if circuit.slot.building is circuit:
-            circuit.slot.building = None
-            self._under_way -= 1
+        self._builder.forget(circuit)
         if circuit.slot.circuit is circuit:
-            circuit.slot.circuit = None
-            if not self._is_kept(circuit.slot):
-                self._outgoing.pop(circuit.slot.slot.name, None)
+            self._vacate(circuit.slot)
         if was_built:
             self._tiers_changed(circuit.slot, -1)
         self._offer(circuit)
+
+    def _vacate(self, state: SlotState) -> None:
+        """The slot's circuit serves no longer."""
+        state.circuit = None
+        if not self._is_kept(state):
+            self._outgoing.pop(state.slot.name, None)
 
     def _is_kept(self, state: SlotState) -> bool:
         """Whether the policy of now names the slot."""
@@ -402,7 +375,15 @@ class Circuits:
             for circuit in outgoing.values():
                 self._drain(circuit)
 
+    def _say(self, message: str) -> None:
+        self._emit(Announce(Severity.INFO, message))
+
     # --- the chooser ---------------------------------------------------------------------------------------
+
+    def _set_floor(self) -> None:
+        """A key that gets fewer slots than the policy's floor has all of its own as floor."""
+        active = sum(1 for state in self.slots.values() if state.slot.role is Role.ACTIVE)
+        self._floor = min(self._min_active, active)
 
     def _may_serve(self, circuit: Circuit) -> bool:
         slot = circuit.slot.slot
@@ -444,23 +425,9 @@ class Circuits:
         built = [state for state in self.slots.values() if state.circuit is not None]
         self.active_built = sum(1 for state in built if state.slot.role is Role.ACTIVE)
         self.backup_built = len(built) - self.active_built
-        for circuit in self.by_id.values():
+        for circuit in self._members:
             circuit.is_candidate = False
             self._offer(circuit)
-
-    # --- deadlines -----------------------------------------------------------------------------------------
-
-    def _add_deadline(self, at: float, state: SlotState) -> None:
-        self._deadline_number += 1
-        heappush(self._deadlines, (at, self._deadline_number, state))
-
-    def _is_stale(self, entry: tuple[float, int, SlotState]) -> bool:
-        at, _, state = entry
-        if not self._is_kept(state):
-            return True
-        if state.building is not None:
-            return state.building.deadline != at
-        return state.retry_at != at
 
 
 def _reason(event: CircuitEvent) -> str:

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import TYPE_CHECKING
 
 from circuitloom.model import CircuitId, Hop
 from circuitloom.policy.types import Slot
+from circuitloom.pool.isolation import IsolationKey
+
+if TYPE_CHECKING:
+    from circuitloom.pool.circuits import Circuits
 
 
 class CircuitState(StrEnum):
@@ -33,6 +38,7 @@ class Circuit:
         built_at: When it was BUILT (seconds of the pool's clock).
         streams: How many streams are on it, whoever attached them.
         is_candidate: Whether it is in the chooser.
+        key: The key of the first stream on it, whoever attached that; None before.
     """
 
     slot: SlotState
@@ -45,6 +51,7 @@ class Circuit:
     built_at: float = 0.0
     streams: int = 0
     is_candidate: bool = False
+    key: IsolationKey | None = None
 
     @property
     def label(self) -> str:
@@ -58,6 +65,7 @@ class SlotState:
 
     Attributes:
         slot: What the policy says.
+        owner: The circuits of the key that the slot is for.
         circuit: The circuit that serves, if any.
         building: The circuit under way, if any.
         is_outdated: Whether ``circuit`` was built for a path that the policy no longer names.
@@ -68,6 +76,7 @@ class SlotState:
     """
 
     slot: Slot
+    owner: Circuits
     circuit: Circuit | None = None
     building: Circuit | None = None
     is_outdated: bool = False

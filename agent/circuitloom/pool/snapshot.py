@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from circuitloom.pool.circuits import Circuits
+from circuitloom.pool.keys import Keys
 from circuitloom.pool.slots import Circuit, CircuitState, SlotState
 
 
@@ -24,8 +25,9 @@ class CircuitSnapshot:
         attached_total: Streams we attached to it and its predecessors.
         failed_total: How many of these failed or were detached.
         age_seconds: Since it was BUILT.
-        share: Its part of all streams attached, 0 to 1.
-        weight_share: Its part of the weights of its tier, 0 to 1.
+        share: Its part of all streams attached for its key, 0 to 1.
+        weight_share: Its part of the weights of its tier and key, 0 to 1.
+        key: The number of the isolation key that it is for, from 0.
     """
 
     name: str
@@ -41,6 +43,7 @@ class CircuitSnapshot:
     age_seconds: float | None
     share: float
     weight_share: float
+    key: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,39 +62,43 @@ class PoolSnapshot:
     failed_total: int
 
 
-def snapshot_circuits(circuits: Circuits, *, now: float) -> tuple[CircuitSnapshot, ...]:
-    """One snapshot a slot in the policy's order, then circuits that drain out of a slot.
+def snapshot_circuits(keys: Keys, *, now: float) -> tuple[CircuitSnapshot, ...]:
+    """One snapshot a slot and key, keys in the order of their coming, then circuits that drain.
 
     Args:
-        circuits: The circuits.
+        keys: All circuits.
         now: The time (seconds of the pool's clock).
     """
+    snapshots: list[CircuitSnapshot] = []
+    for circuits in keys:
+        snapshots += _snapshot_key(circuits, now)
+    snapshots += [
+        _snapshot(circuit.slot, circuit, "draining", (0.0, 0.0), now=now)
+        for circuits in keys.all
+        for circuit in circuits.draining
+    ]
+    return tuple(snapshots)
+
+
+def _snapshot_key(circuits: Circuits, now: float) -> list[CircuitSnapshot]:
     states = list(circuits.slots.values())
     attached = sum(state.attached_total for state in states)
     weights: dict[str, int] = {}
     for state in states:
         weights[state.slot.role] = weights.get(state.slot.role, 0) + state.slot.weight
-    snapshots = []
-    for state in states:
-        circuit = state.circuit or state.building
-        snapshots.append(
-            _snapshot(
-                state,
-                circuit,
-                _word(state),
-                (
-                    state.attached_total / attached if attached else 0.0,
-                    state.slot.weight / weights[state.slot.role],
-                ),
-                now=now,
-            )
+    return [
+        _snapshot(
+            state,
+            state.circuit or state.building,
+            _word(state),
+            (
+                state.attached_total / attached if attached else 0.0,
+                state.slot.weight / weights[state.slot.role],
+            ),
+            now=now,
         )
-    snapshots += [
-        _snapshot(circuit.slot, circuit, "draining", (0.0, 0.0), now=now)
-        for circuit in circuits.by_id.values()
-        if circuit.state is CircuitState.DRAINING
+        for state in states
     ]
-    return tuple(snapshots)
 
 
 def _word(state: SlotState) -> str:
@@ -120,4 +127,5 @@ def _snapshot(
         age_seconds=now - circuit.built_at if circuit and is_built else None,
         share=shares[0],
         weight_share=shares[1],
+        key=state.owner.number,
     )

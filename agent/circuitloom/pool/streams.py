@@ -5,9 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 from ipaddress import ip_address, ip_network
+from typing import TYPE_CHECKING
 
 from circuitloom.model import Reserved, StreamEvent, StreamId
+from circuitloom.pool.isolation import IsolationKey
 from circuitloom.pool.slots import Circuit
+
+if TYPE_CHECKING:
+    from circuitloom.pool.circuits import Circuits
 
 _DIRECTORY_PURPOSES = frozenset({"DIR_FETCH", "DIR_UPLOAD", "DIRPORT_TEST"})
 
@@ -34,15 +39,27 @@ class Stream:
         stream_id: Tor's id.
         state: Where it is.
         is_tors: Whether only Tor itself can serve it (an onion service, or an address that Tor rewrites).
+        key: What isolates it; None: Tor did not say.
+        owner: The circuits of its key, once it needed them.
         circuit: The circuit of ours that it is on, whoever attached it.
         tried: Ids of the circuits that could not connect it.
+        failures: How many of them Tor detached it from.
+        wait_until: When it stops waiting for circuits (seconds of the pool's clock); None: no bound.
+        is_unanswered: Whether we attached it and no answer has come.
+        is_retry: Whether that was not the first time.
     """
 
     stream_id: StreamId
     state: StreamState = StreamState.NEW
     is_tors: bool = False
+    key: IsolationKey | None = None
+    owner: Circuits | None = None
     circuit: Circuit | None = None
     tried: tuple[str, ...] = ()
+    failures: int = 0
+    wait_until: float | None = None
+    is_unanswered: bool = False
+    is_retry: bool = False
 
 
 def is_directory(event: StreamEvent) -> bool:

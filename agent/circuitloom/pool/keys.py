@@ -1,0 +1,224 @@
+"""Gives each isolation key circuits of its own, as far as the policy allows.
+
+Rules of this file:
+
+* The first key gets the circuits that are built at the start; another one gets circuits when its first stream
+  comes, and loses them when it has had no stream for a while.
+* All keys together never have more circuits than ``max_circuits``.
+* A new identity (NEWNYM) is a new key for all streams to come: fresh circuits are built at once, and the
+  old ones end with their streams.
+* Without isolation there is one key for all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from heapq import heappop, heappush
+
+from circuitloom.model import Action, Announce, CircuitEvent, CircuitId, Severity
+from circuitloom.policy.types import Isolation, Policy, Role, Slot
+from circuitloom.pool.builder import Builder
+from circuitloom.pool.circuits import Circuits
+from circuitloom.pool.isolation import ONE_FOR_ALL, IsolationKey
+
+
+class Keys:
+    """All circuits, by key.
+
+    Args:
+        policy: What to keep.
+        builder: Asks Tor for circuits.
+        emit: Takes each action, in order.
+
+    Attributes:
+        has_made_room: Whether a key has ended since this was last set to False.
+    """
+
+    def __init__(self, policy: Policy, *, builder: Builder, emit: Callable[[Action], None]) -> None:
+        self._policy = policy
+        self._builder = builder
+        self._emit = emit
+        self._by_key: dict[IsolationKey, Circuits] = {}
+        self._unclaimed: Circuits | None = None
+        self._retired: list[Circuits] = []
+        self._numbers = 0
+        self.has_made_room = False
+        self._deadlines: list[tuple[float, int, Circuits]] = []
+        self._replenish()
+
+    # --- what the pool asks --------------------------------------------------------------------------------
+
+    def __iter__(self) -> Iterator[Circuits]:
+        """Those that take new streams: each key's, and the unclaimed ones."""
+        yield from self._by_key.values()
+        if self._unclaimed is not None:
+            yield self._unclaimed
+
+    @property
+    def all(self) -> list[Circuits]:
+        """Also those that only finish what they have."""
+        return [*self, *self._retired]
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether some key has enough circuits, or the next one will."""
+        return any(circuits.is_ready for circuits in self)
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether any stream could be attached to anything."""
+        return any(circuits.is_usable for circuits in self)
+
+    def next_deadline(self) -> float | None:
+        """When ``handle_deadline`` wants to be called (seconds of the pool's clock)."""
+        return self._deadlines[0][0] if self._deadlines else None
+
+    def find(self, key: IsolationKey) -> Circuits | None:
+        """The key's circuits.
+
+        They are claimed or begun if it has none; None when ``max_circuits`` leaves no room for them.
+        """
+        circuits = self._by_key.get(key)
+        if circuits is None:
+            circuits = self._unclaimed or self._begin()
+            self._unclaimed = None
+            if circuits is not None:
+                circuits.claim(key)
+                self._by_key[key] = circuits
+        return circuits
+
+    # --- streams come and go -------------------------------------------------------------------------------
+
+    def add_stream(self, circuits: Circuits) -> None:
+        """One more stream has this key."""
+        circuits.streams += 1
+
+    def remove_stream(self, circuits: Circuits, *, now: float) -> None:
+        """One stream less has this key; after the last one its circuits are kept for a while."""
+        circuits.streams -= 1
+        is_idle = circuits.streams == 0 and not circuits.is_retired
+        if is_idle and self._policy.balance.isolation is Isolation.TOR:
+            if circuits.is_expiring:
+                self._retire(circuits)
+            else:
+                self._watch(circuits, now)
+
+    # --- what happened -------------------------------------------------------------------------------------
+
+    def handle_connected(self, there: Mapping[CircuitId, CircuitEvent]) -> None:
+        """Compare all circuits with what Tor says there is."""
+        for circuits in self.all:
+            circuits.streams = 0
+            circuits.handle_connected(there)
+
+    def recounted(self, *, now: float) -> None:
+        """All streams were counted anew."""
+        for circuits in self.all:
+            circuits.recounted()
+            if circuits.streams == 0 and circuits.key not in {None, ONE_FOR_ALL} and not circuits.is_retired:
+                self._watch(circuits, now)
+        self.sweep()
+
+    def handle_new_identity(self) -> None:
+        """NEWNYM: every stream to come has a new epoch, so a new key (tor-facts 5)."""
+        if self._policy.balance.isolation is Isolation.NONE:
+            for circuits in self:
+                circuits.renew()
+            return
+        for circuits in list(self._by_key.values()):
+            circuits.is_expiring = True
+            if circuits.streams == 0:
+                self._retire(circuits)
+        self._replenish()
+
+    def handle_deadline(self, *, now: float) -> None:
+        """End the circuits of keys that have had no stream for long."""
+        while self._deadlines and self._deadlines[0][0] <= now:
+            _, _, circuits = heappop(self._deadlines)
+            circuits.is_watched = False
+            if circuits.is_retired or circuits.streams > 0:
+                continue
+            if circuits.idle_since + self._idle_seconds <= now:
+                self._retire(circuits)
+            else:
+                self._watch(circuits, circuits.idle_since)
+        self.sweep()
+
+    def replace_policy(self, policy: Policy) -> None:
+        """Apply a new policy to every key's circuits; another isolation begins with fresh ones."""
+        is_same = policy.balance.isolation is self._policy.balance.isolation
+        self._policy = policy
+        self._builder.rebuild = policy.failover.rebuild
+        for circuits in list(self):
+            if is_same:
+                circuits.replace_policy(policy, self._choose_slots(circuits.number))
+            else:
+                self._retire(circuits)
+        self._replenish()
+
+    def check_invariants(self) -> None:
+        """Assert what must always hold; for tests.
+
+        Raises:
+            AssertionError: It does not.
+        """
+        for key, circuits in self._by_key.items():
+            assert circuits.key == key
+            assert not circuits.is_retired
+        assert self._unclaimed is None or self._unclaimed.key is None
+        assert list(self), "somebody has to be ready for the next key"
+
+    # --- keys come and go ----------------------------------------------------------------------------------
+
+    @property
+    def _idle_seconds(self) -> float:
+        return self._policy.balance.keys.idle_seconds
+
+    def _begin(self) -> Circuits | None:
+        slots = self._choose_slots(self._numbers)
+        in_use = sum(len(circuits.slots) for circuits in self)
+        if in_use and in_use + len(slots) > self._policy.balance.keys.max_circuits:
+            return None
+        circuits = Circuits(self._policy, slots, number=self._numbers, builder=self._builder, emit=self._emit)
+        self._numbers += 1
+        for state in circuits.slots.values():
+            self._builder.want(state)
+        return circuits
+
+    def _choose_slots(self, number: int) -> Sequence[Slot]:
+        """The slots of the policy that a key gets: all, or some active ones in rotation and the backups."""
+        wanted = self._policy.balance.keys.slots_per_key
+        active = [slot for slot in self._policy.slots if slot.role is Role.ACTIVE]
+        if wanted is None or wanted >= len(active):
+            return self._policy.slots
+        start = number * wanted % len(active)
+        chosen = {slot.name for slot in (active + active)[start : start + wanted]}
+        return [slot for slot in self._policy.slots if slot.role is Role.BACKUP or slot.name in chosen]
+
+    def _replenish(self) -> None:
+        """Have circuits ready for the next key when no key has any, or a new identity begins."""
+        if self._unclaimed is None and all(circuits.is_expiring for circuits in self):
+            self._unclaimed = self._begin()
+
+    def _retire(self, circuits: Circuits) -> None:
+        if circuits.key is not None:
+            self._by_key.pop(circuits.key, None)
+        if circuits is self._unclaimed:
+            self._unclaimed = None
+        circuits.retire()
+        self._retired.append(circuits)
+        self.has_made_room = True
+        if circuits.key is not None and circuits.key != ONE_FOR_ALL:
+            self._emit(Announce(Severity.INFO, f"key {circuits.number} is no longer used, its circuits end"))
+        self._replenish()
+        self.sweep()
+
+    def sweep(self) -> None:
+        """Forget retired circuits of which nothing is left."""
+        self._retired = [circuits for circuits in self._retired if not circuits.is_gone]
+
+    def _watch(self, circuits: Circuits, since: float) -> None:
+        circuits.idle_since = since
+        if not circuits.is_watched:
+            circuits.is_watched = True
+            heappush(self._deadlines, (since + self._idle_seconds, circuits.number, circuits))
