@@ -1,0 +1,66 @@
+"""The lab itself: it never outlives the process that made it, however that process ends."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from deploy.lab import requirements
+from deploy.lab.lab import leftovers
+
+GONE_SECONDS = 30.0
+
+# A lab with something running in it, as a test session has when it is interrupted.
+SESSION = """
+import signal, subprocess, time
+# Whoever started us in the background may have left Ctrl-C ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from deploy.lab.lab import Lab
+lab = Lab.create()
+lab.add_namespace("x", "10.98.0.50")
+(lab.directory / "root").mkdir()
+subprocess.run(["mount", "-t", "tmpfs", "tmpfs", lab.directory / "root"], check=True)
+subprocess.Popen(lab.inside("x", ["sleep", "600"]), start_new_session=True)
+time.sleep(0.5)
+print(lab.name, lab.directory, flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda number: number.name
+)
+def test_nothing_is_left_when_the_session_ends_by_a_signal(number: signal.Signals) -> None:
+    if faults := requirements.missing():
+        pytest.skip("no lab here: " + "; ".join(faults))
+    session = subprocess.Popen(
+        [sys.executable, "-c", SESSION],
+        cwd=Path(__file__).parents[1],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    assert session.stdout is not None
+    name, directory = session.stdout.readline().split()
+    assert len(leftovers(name, Path(directory))) > 4  # the witness does see a lab that is there
+
+    session.send_signal(number)
+    session.communicate(timeout=10)
+
+    deadline = time.monotonic() + GONE_SECONDS
+    while (found := leftovers(name, Path(directory))) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert found == []
+
+
+def test_on_ci_the_fleet_tests_say_why_they_are_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CI", "true")
+
+    (reason,) = requirements.missing()
+
+    assert "CI" in reason
