@@ -82,7 +82,7 @@ class Agent:
         self.process.send_signal(number)
 
     def kill(self, *, with_guard: bool = False) -> None:
-        """SIGKILL; ``with_guard`` kills its helper first, as the end of a whole control group does."""
+        """SIGKILL; ``with_guard`` kills its guard first, as the end of a whole control group does."""
         if with_guard:
             self.kill_guard()
         self.process.kill()

@@ -389,3 +389,19 @@ def test_words_in_messages() -> None:
     assert quoted("x" * 64) == f"`{'x' * 64}`"
     assert quoted("x" * 65) == f"`{'x' * 61}...`"
     assert escaped("a\tb\x1b\u2028\U000e0001\u00e9") == "a\\tb\\x1b\\u2028\\U000e0001\u00e9"
+
+
+def test_sharing_circuits_is_warned_about() -> None:
+    text = b"version: 1\nbalance:\n  isolation: none\n%scircuits: [{name: a}, {name: b}]\n"
+    _, plain = check_policy(text % b"", name="p")
+    _, with_keys = check_policy(text % b"  keys: {idle: 5m}\n", name="p")
+
+    sharing = (
+        "p:3:14: balance.isolation: streams of different SOCKS users and clients share circuits: "
+        "their exits can link them"
+    )
+    assert [str(warning) for warning in plain] == [sharing]
+    assert [str(warning) for warning in with_keys] == [
+        sharing,
+        "p:4:9: balance.keys: this does nothing under `isolation: none`",
+    ]
