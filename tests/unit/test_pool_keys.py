@@ -7,7 +7,6 @@ import pytest
 from circuitloom.policy.types import ColdStart, Keys, Role, Slot, WhenExceeded
 from unit.pool_driver import (
     GIVE_BACK,
-    TAKE_OVER,
     Driver,
     balancing,
     bounded,
@@ -260,13 +259,16 @@ def test_a_key_in_use_when_its_time_comes_keeps_its_circuits() -> None:
     assert driver.wait(60) == ["CLOSECIRCUIT 31 IfUnused"]
 
 
-def test_the_last_key_leaves_fresh_circuits_for_the_next() -> None:
+def test_the_last_key_keeps_its_circuits_until_another_comes() -> None:
     driver = balancing(isolating("only", keys=Keys(idle_seconds=60)))
     driver.tell(*opened(1, user="alice"), closed(1))
 
-    assert driver.wait(60) == ["CLOSECIRCUIT 30 IfUnused", "EXTENDCIRCUIT 0; only", GIVE_BACK]
-    assert driver.build(31) == [TAKE_OVER]
-    assert driver.tell(*opened(2, user="bob")) == ["ATTACHSTREAM 2 31; only"]
+    assert driver.wait(60) == []
+    assert driver.wait(600) == []
+    assert driver.tell(*opened(2, user="alice"), closed(2)) == ["ATTACHSTREAM 2 30; only"]
+    assert driver.tell(*opened(3, user="bob")) == ["EXTENDCIRCUIT 0; only"]
+    assert driver.build(31) == ["ATTACHSTREAM 3 31; only"]
+    assert driver.wait(60) == ["CLOSECIRCUIT 30 IfUnused"]
 
 
 def test_a_build_under_way_for_an_idle_key_is_abandoned() -> None:

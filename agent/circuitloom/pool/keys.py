@@ -3,8 +3,8 @@
 Rules of this file:
 
 * The first key gets the circuits that are built at the start; another one gets circuits when its first stream
-  comes, and loses them when it has had no stream for a while.
-* All keys together never have more circuits than ``max_circuits``.
+  comes, and loses them when it has had no stream for a while, unless nobody else wants any.
+* No key is begun that would take all keys together above ``max_circuits``.
 * A new identity (NEWNYM) is a new key for all streams to come: fresh circuits are built at once, and the
   old ones end with their streams.
 * Without isolation there is one key for all.
@@ -43,6 +43,7 @@ class Keys:
         self._retired: list[Circuits] = []
         self._numbers = 0
         self.has_made_room = False
+        self._is_crowded = False
         self._deadlines: list[tuple[float, int, Circuits]] = []
         self._replenish()
 
@@ -82,7 +83,9 @@ class Keys:
         if circuits is None:
             circuits = self._unclaimed or self._begin()
             self._unclaimed = None
-            if circuits is not None:
+            if circuits is None:
+                self._is_crowded = True
+            else:
                 circuits.claim(key)
                 self._by_key[key] = circuits
         return circuits
@@ -138,10 +141,14 @@ class Keys:
             circuits.is_watched = False
             if circuits.is_retired or circuits.streams > 0:
                 continue
-            if circuits.idle_since + self._idle_seconds <= now:
+            if circuits.idle_since + self._idle_seconds > now:
+                self._watch(circuits, circuits.idle_since)
+            elif self._is_crowded or self._has_others(circuits):
+                self._is_crowded = False
                 self._retire(circuits)
             else:
-                self._watch(circuits, circuits.idle_since)
+                # Nobody wants the room, and without these circuits the next stream would find none.
+                self._watch(circuits, now)
         self.sweep()
 
     def replace_policy(self, policy: Policy) -> None:
@@ -194,6 +201,10 @@ class Keys:
         start = number * wanted % len(active)
         chosen = {slot.name for slot in (active + active)[start : start + wanted]}
         return [slot for slot in self._policy.slots if slot.role is Role.BACKUP or slot.name in chosen]
+
+    def _has_others(self, circuits: Circuits) -> bool:
+        """Whether there are circuits of another key, or unclaimed ones."""
+        return any(other is not circuits for other in self)
 
     def _replenish(self) -> None:
         """Have circuits ready for the next key when no key has any, or a new identity begins."""
