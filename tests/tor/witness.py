@@ -78,9 +78,13 @@ class Witness:
                 self.ended[stream_id] = str(event.reason)
 
     def first_circuits(self) -> Counter[str]:
-        """How many streams each circuit got first."""
+        """How many streams of users each circuit got first; Tor's own directory streams are not theirs."""
         with self._lock:
-            return Counter(circuits[0] for circuits in self.attached.values())
+            return Counter(
+                circuits[0]
+                for stream, circuits in self.attached.items()
+                if not self.purposes.get(stream, "").startswith("DIR")
+            )
 
     def open_streams(self) -> Counter[str]:
         """How many streams are connected on each circuit, by GETINFO stream-status."""
