@@ -30,6 +30,11 @@ def status_line(snapshot: PoolSnapshot, policy: Policy, disconnected_reason: str
         policy: What is asked for.
         disconnected_reason: Why there is no connection, if there is none.
     """
+    line = _state_line(snapshot, policy, disconnected_reason)
+    return f"{line}; {snapshot.notice}" if snapshot.notice else line
+
+
+def _state_line(snapshot: PoolSnapshot, policy: Policy, disconnected_reason: str) -> str:
     built = sum(1 for circuit in snapshot.circuits if circuit.state == "built")
     wanted = sum(1 for circuit in snapshot.circuits if circuit.state != "draining")
     keys = len({circuit.key for circuit in snapshot.circuits if circuit.state != "draining"})

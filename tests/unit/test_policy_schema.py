@@ -192,6 +192,7 @@ circuits:
 failover:
   redispatch: {after: 2500ms}
   when_none: hold
+  when_contended: stand-aside
   min_active: 1
   rebuild: {initial: 250ms, max: 2h, jitter: 5%%}
   retry: {attempts: 4, budget: 50%%, exhausted: close}
@@ -219,7 +220,7 @@ admin: {socket: /s}
         "failover=Failover(when_none=<WhenNone.HOLD: 'hold'>, min_active=1, "
         "rebuild=Rebuild(initial_seconds=0.25, max_seconds=7200.0, jitter=0.05), "
         "retry=Retry(attempts=4, budget=0.5, exhausted=<WhenExhausted.CLOSE: 'close'>), "
-        "redispatch_seconds=2.5), "
+        "redispatch_seconds=2.5, when_contended=<WhenContended.STAND_ASIDE: 'stand-aside'>), "
         "log=Log(level=<LogLevel.DEBUG: 'debug'>, format=<LogFormat.PLAIN: 'plain'>), "
         "admin=Admin(socket='/s'))"
     )

@@ -69,6 +69,13 @@ class WhenNone(StrEnum):
     REJECT = "reject"
 
 
+class WhenContended(StrEnum):
+    """What the agent does when another controller attaches streams or resets the option."""
+
+    TAKE_BACK = "take-back"
+    STAND_ASIDE = "stand-aside"
+
+
 class LogLevel(StrEnum):
     """The least severe lines that are written."""
 
@@ -206,6 +213,7 @@ class Failover:
         retry: What happens to streams that a circuit could not connect.
         rebuild: Backoff of builds.
         redispatch_seconds: After how long without an answer a stream moves to another circuit; None: never.
+        when_contended: What happens when another controller is at work.
     """
 
     when_none: WhenNone = WhenNone.TOR
@@ -213,6 +221,7 @@ class Failover:
     rebuild: Rebuild = field(default_factory=Rebuild)
     retry: Retry = field(default_factory=Retry)
     redispatch_seconds: float | None = None
+    when_contended: WhenContended = WhenContended.TAKE_BACK
 
 
 @dataclass(frozen=True, slots=True)
