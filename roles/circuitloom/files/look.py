@@ -14,6 +14,7 @@ second and more; this answers for twenty of them. The paths are those of vars/ma
     packages        what is installed
     files           path -> [SHA-1, mode, owner, group] of the files the role writes
     units           our units and their directories of drop-ins
+    state           the directories of what our agents remember
     directories     those the role makes that are as it makes them
     current         what the link to the release says; `last_good` the same of the release that was last good
     releases        [{"name": ..., "complete": ..., "at": seconds since the epoch}]
@@ -140,6 +141,12 @@ def main() -> None:
             if path.is_file() and not path.is_symlink()
         },
         "units": [str(path) for path in ours("", ".d")],
+        "state": [
+            str(path)
+            for folder in ("/var/lib", "/var/lib/private")
+            for pattern in ("circuitloom", "circuitloom-*")
+            for path in Path(folder).glob(pattern)
+        ],
         "directories": [str(path) for path in directories if is_plain(path)],
         "current": link_of(PREFIX / "current"),
         "last_good": link_of(PREFIX / "last-good/current"),

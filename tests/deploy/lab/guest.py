@@ -6,6 +6,7 @@ Runs on the hosts with Debian's own Python and nothing else: one file, standard 
     hold TARGET FILE     keep one stream open until FILE.stop exists; every 0.1 s an echo, told in FILE
     until TARGET SECONDS try new streams until one works: how long until streams work again
     option               __LeaveStreamsUnattached by Tor's word, and how many streams wait
+    connected TARGET     stream id -> circuit id, of every stream to it that is connected
     circuits             the circuits that Tor has BUILT, by id
     tree                 every file of the host that is not state: path -> kind, mode, owner, content
 
@@ -69,13 +70,13 @@ class Control:
             data = line[3:4] == "+"
             lines.append(line[4:])
 
-    def streams(self) -> list[tuple[str, str, str]]:
-        """Return (status, circuit id, target) of every stream Tor has."""
+    def streams(self) -> list[tuple[str, str, str, str]]:
+        """Return (id, status, circuit id, target) of every stream Tor has."""
         found = []
         for line in self.ask("GETINFO stream-status"):
             words = line.removeprefix("stream-status=").split()
             if len(words) >= 4:
-                found.append((words[1], words[2], words[3]))
+                found.append((words[0], words[1], words[2], words[3]))
         return found
 
     def circuits(self) -> list[str]:
@@ -94,9 +95,10 @@ def stream(target: str) -> socket.socket:
 
 def begin(host: str, port: int) -> socket.socket:
     """Send a SOCKS5 request without waiting for its reply."""
-    link = socket.socket(socket.AF_UNIX)
+    where, _, number = SOCKS.partition(":")
+    link = socket.socket(socket.AF_INET if number else socket.AF_UNIX)
     link.settimeout(STREAM_SECONDS)
-    link.connect(SOCKS)
+    link.connect((where, int(number)) if number else SOCKS)
     link.sendall(b"\x05\x01\x00")
     if receive(link, 2) != b"\x05\x00":
         raise OSError("SOCKS refused")
@@ -133,41 +135,44 @@ def receive(link: socket.socket, count: int) -> bytes:
     return got
 
 
-def on_circuits(target: str) -> dict[str, int]:
-    """Return circuit id -> how many streams to `target` Tor has on it."""
-    counts: dict[str, int] = {}
-    for status, circuit, where in Control().streams():
-        if status == "SUCCEEDED" and where == target:
-            counts[circuit] = counts.get(circuit, 0) + 1
-    return counts
+def connected(target: str) -> dict[str, Any]:
+    """Return stream id -> circuit id of the streams to `target` that Tor has connected."""
+    return {
+        identity: circuit
+        for identity, status, circuit, where in Control().streams()
+        if status == "SUCCEEDED" and where == target
+    }
 
 
 def spread(target: str, count: str) -> dict[str, Any]:
     host, _, port = target.rpartition(":")
     failures = []
     # Whatever a test holds open besides is not counted.
-    before = on_circuits(target)
+    before = connected(target)
     links = [begin(host, int(port)) for _ in range(int(count))]
     for link in links:
         try:
             finish(link)
         except OSError as error:
             failures.append(str(error))
-    after = on_circuits(target)
+    after = connected(target)
     for link in links:
         link.close()
-    per_circuit = {circuit: number - before.get(circuit, 0) for circuit, number in after.items()}
-    per_circuit = {circuit: number for circuit, number in per_circuit.items() if number > 0}
+    per_circuit: dict[str, int] = {}
+    for circuit in (after[identity] for identity in after.keys() - before.keys()):
+        per_circuit[circuit] = per_circuit.get(circuit, 0) + 1
     return {"opened": int(count) - len(failures), "failures": failures, "per_circuit": per_circuit}
 
 
 def hold(target: str, file: str) -> dict[str, Any]:
+    before = connected(target)
     link = stream(target)
+    (identity,) = connected(target).keys() - before.keys()
     echoes, fault = 0, ""
 
     def tell() -> None:
         # Renamed into place, so that a reader never sees half of it.
-        Path(f"{file}.new").write_text(json.dumps({"echoes": echoes, "fault": fault}))
+        Path(f"{file}.new").write_text(json.dumps({"stream": identity, "echoes": echoes, "fault": fault}))
         Path(f"{file}.new").rename(file)
 
     while not Path(f"{file}.stop").exists():
@@ -203,7 +208,7 @@ def option() -> dict[str, Any]:
     control = Control()
     value = control.ask("GETCONF __LeaveStreamsUnattached")[0].partition("=")[2]
     waiting = sum(
-        status in {"NEW", "NEWRESOLVE"} and circuit == "0" for status, circuit, _ in control.streams()
+        status in {"NEW", "NEWRESOLVE"} and circuit == "0" for _, status, circuit, _ in control.streams()
     )
     return {"value": value, "waiting": waiting}
 
@@ -233,6 +238,7 @@ if __name__ == "__main__":
         "hold": hold,
         "until": until,
         "option": option,
+        "connected": connected,
         "circuits": circuits,
         "tree": tree,
     }
