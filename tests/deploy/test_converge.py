@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import re
 
+import pytest
+
 from deploy.lab.fleet import HASHED_PASSWORD, PASSWORD, VERIFY, Fleet, balanced, status
+from deploy.lab.playbook import Result
 
 
 def test_check_mode_on_a_virgin_host_ends_without_failure_and_changes_nothing(fleet: Fleet) -> None:
@@ -116,23 +119,49 @@ def test_the_agent_is_nobody_and_writes_to_its_state_only(fleet: Fleet) -> None:
     assert host.run(f"cat /proc/{pid}/net/dev | grep -c host0", check=False).strip() == "0"
 
 
-def test_the_example_verifies_a_fleet_and_names_what_drifts(fleet: Fleet) -> None:
-    """A setting that one host has behind Ansible's back is named; its value is not."""
-    host = fleet.hosts["b"]
+@pytest.fixture(scope="module")
+def verified(fleet: Fleet) -> Result:
+    """The example `verify.yml` on hosts that serve, one of which has a setting behind Ansible's back."""
     fleet.normal()
+    users = {"a": 1, "b": 3, "c": 40}
+    for host in fleet.everyone:
+        host.put_guest()
+        host.run(
+            f"systemd-run --quiet --collect --unit=guest-load"
+            f" python3 /run/guest.py load {fleet.network.echo} 30 {users[host.name]}"
+        )
+    fleet.hosts["b"].run("echo 'NewCircuitPeriod 47' > /etc/tor/torrc.d/90-local.conf")
+    try:
+        return fleet.play(
+            playbook=VERIFY,
+            leaves_as_before=True,
+            circuitloom_verify_window_seconds=4,
+            circuitloom_verify_min_streams=20,
+            circuitloom_drift_fail=True,
+        )
+    finally:
+        for host in fleet.everyone:
+            host.run("rm -f /etc/tor/torrc.d/90-local.conf; systemctl stop guest-load")
+
+
+def test_the_gate_compares_the_shares_of_each_isolation_key(verified: Result) -> None:
+    """One client, three that are kept apart, and too many to say anything: all of them are healthy."""
+    verdicts = dict(re.findall(r"circuitloom.service balances: (\d+) streams, (.*)\"", verified.output))
+    shares = [re.findall(r"shares|and|too few", words) for words in verdicts.values()]
+
+    assert shares == [["shares"], ["shares", "and", "and"], ["too few"]]
+    assert min(int(streams) for streams in verdicts) >= 60
+
+
+def test_the_example_verifies_a_fleet_and_names_what_drifts(fleet: Fleet, verified: Result) -> None:
+    """A setting that one host has behind Ansible's back is named; its value is not."""
     assert "No drift among a, b, c." in fleet.history["second"].output
 
-    host.run("echo 'NewCircuitPeriod 47' > /etc/tor/torrc.d/90-local.conf")
-    try:
-        report = fleet.play(playbook=VERIFY, circuitloom_drift_fail=True, leaves_as_before=True)
-    finally:
-        host.run("rm /etc/tor/torrc.d/90-local.conf")
-
-    assert report.changes() == []
-    (line,) = re.findall(r'"(Drift: .*)"', report.output)
+    assert verified.changes() == []
+    (line,) = re.findall(r'"(Drift: .*)"', verified.output)
     assert line.startswith("Drift: Tor's NewCircuitPeriod differs: ")
     assert " against b " in line
-    assert "47" not in line
+    assert "NewCircuitPeriod 47" not in verified.output
     # Asked to, it fails; without that, a report is all (test_variants.py).
-    assert report.code != 0
-    assert report.recap["a"]["failed"] == 1
+    assert verified.code != 0
+    assert verified.recap["b"]["failed"] == 1

@@ -3,6 +3,8 @@
 Runs on the hosts with Debian's own Python and nothing else: one file, standard library only. Commands:
 
     spread TARGET N      open N streams at once, count them per circuit as Tor reports them, close them
+    load TARGET SECONDS USERS
+                         open streams one after the other, for as many SOCKS users, and count them
     hold TARGET FILE     keep one stream open until FILE.stop exists; every 0.1 s an echo, told in FILE
     until TARGET SECONDS try new streams until one works: how long until streams work again
     option               __LeaveStreamsUnattached by Tor's word, and how many streams wait
@@ -85,23 +87,29 @@ class Control:
         return [line.partition(" ")[0] for line in lines if " BUILT " in line]
 
 
-def stream(target: str) -> socket.socket:
+def stream(target: str, user: str = "") -> socket.socket:
     """Open one SOCKS5 stream to HOST:PORT and prove that it echoes; raises OSError when it does not."""
     host, _, port = target.rpartition(":")
-    link = begin(host, int(port))
+    link = begin(host, int(port), user)
     finish(link)
     return link
 
 
-def begin(host: str, port: int) -> socket.socket:
-    """Send a SOCKS5 request without waiting for its reply."""
+def begin(host: str, port: int, user: str = "") -> socket.socket:
+    """Send a SOCKS5 request without waiting for its reply; `user` also serves as the password."""
     where, _, number = SOCKS.partition(":")
     link = socket.socket(socket.AF_INET if number else socket.AF_UNIX)
     link.settimeout(STREAM_SECONDS)
     link.connect((where, int(number)) if number else SOCKS)
-    link.sendall(b"\x05\x01\x00")
-    if receive(link, 2) != b"\x05\x00":
+    method = b"\x02" if user else b"\x00"
+    link.sendall(b"\x05\x01" + method)
+    if receive(link, 2) != b"\x05" + method:
         raise OSError("SOCKS refused")
+    if user:
+        word = len(user).to_bytes(1, "big") + user.encode()
+        link.sendall(b"\x01" + word + word)
+        if receive(link, 2) != b"\x01\x00":
+            raise OSError("SOCKS refused the user")
     link.sendall(b"\x05\x01\x00\x01" + socket.inet_aton(host) + port.to_bytes(2, "big"))
     return link
 
@@ -162,6 +170,17 @@ def spread(target: str, count: str) -> dict[str, Any]:
     for circuit in (after[identity] for identity in after.keys() - before.keys()):
         per_circuit[circuit] = per_circuit.get(circuit, 0) + 1
     return {"opened": int(count) - len(failures), "failures": failures, "per_circuit": per_circuit}
+
+
+def load(target: str, seconds: str, users: str) -> dict[str, Any]:
+    ends, opened, failures = time.monotonic() + float(seconds), 0, []
+    while time.monotonic() < ends:
+        try:
+            stream(target, f"user{opened % int(users)}").close()
+        except OSError as error:
+            failures.append(str(error) or type(error).__name__)
+        opened += 1
+    return {"opened": opened, "failures": failures}
 
 
 def hold(target: str, file: str) -> dict[str, Any]:
@@ -235,6 +254,7 @@ def tree() -> dict[str, Any]:
 if __name__ == "__main__":
     commands: dict[str, Callable[..., dict[str, Any]]] = {
         "spread": spread,
+        "load": load,
         "hold": hold,
         "until": until,
         "option": option,
