@@ -82,7 +82,7 @@ def test_the_two_units_differ_in_the_instance_only() -> None:
 
 
 def documents(algorithm: str, *circuits: tuple[int, str, int, float, int, int]) -> dict[str, Any]:
-    """Return two status documents of the same circuits: (key, name, weight, share of it, streams then, now)."""
+    """Return two status documents of the same circuits: (key, name, weight, share, streams then, now)."""
 
     def document(place: int) -> dict[str, Any]:
         return {
