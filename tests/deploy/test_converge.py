@@ -111,7 +111,7 @@ def test_the_agent_is_nobody_and_writes_to_its_state_only(fleet: Fleet) -> None:
     assert facts["Seccomp"].strip() == "2"
     environment = host.run(f"tr '\\0' '\\n' < /proc/{pid}/environ").splitlines()
     assert "STATE_DIRECTORY=/var/lib/circuitloom" in environment
-    # As that user, in that sandbox: what of the host can be written to? PrivateTmp= gives it its own /var/tmp.
+    # As that user, in that sandbox: what of the host can be written to? PrivateTmp= gives it a /var/tmp.
     user, group = facts["Uid"].split()[0], "$(getent group debian-tor | cut -d: -f3)"
     writable = host.run(
         f"nsenter --target={pid} --mount setpriv --reuid={user} --regid={user} --groups={group}"
