@@ -99,6 +99,7 @@ def play(
         "ANSIBLE_SSH_CONTROL_PATH_DIR": str(lab.directory),
         "ANSIBLE_SSH_CONTROL_PATH": "%(directory)s/a-%%h",
         "ANSIBLE_PIPELINING": "1",
+        "ANSIBLE_SSH_TRANSFER_METHOD": "piped",
         "ANSIBLE_NOCOLOR": "1",
         "ANSIBLE_DEPRECATION_WARNINGS": "1",
         "ANSIBLE_RETRY_FILES_ENABLED": "0",
