@@ -285,15 +285,19 @@ class Ledger:
 
     def _prepare(self, connection: sqlite3.Connection) -> None:
         connection.execute("PRAGMA locking_mode = EXCLUSIVE")
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("PRAGMA synchronous = FULL")
-        connection.execute("BEGIN IMMEDIATE")
         (version,) = connection.execute("PRAGMA user_version").fetchone()
         (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
-        connection.execute("COMMIT")
         if version > FORMAT:
             raise LedgerError(f"ledger {self.path}: a newer circuitloom made it; install that one again")
-        if version == 0 and tables == 0:
+        if version == 0 and tables:
+            # Before anything is written into it.
+            raise _Unsound("somebody else's database")
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = FULL")
+        # The first write lock is kept, as long as the connection lives.
+        connection.execute("BEGIN IMMEDIATE")
+        connection.execute("COMMIT")
+        if tables == 0:
             connection.executescript(f"BEGIN; {_TABLES}")
             connection.execute("INSERT INTO ledger VALUES (?, ?)", (str(uuid.uuid4()), time.time()))
             connection.execute("COMMIT")
