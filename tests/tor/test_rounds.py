@@ -1,4 +1,4 @@
-"""Rounds on the real Tor network: the origin's timeline beside a balanced load, and circuits that go and come."""
+"""Rounds on the real Tor network: the timeline of the origin beside a balanced load, and lost circuits."""
 
 from __future__ import annotations
 
