@@ -92,7 +92,7 @@ def _run(options: argparse.Namespace) -> int:
         logging.getLogger(__name__).warning("%s", warning)
 
     async def serve() -> int:
-        return await Service(options.policy, policy, state_directory=_state_directory(options.state)).run()
+        return await Service(options.policy, policy, state=_state_directory(options.state)).run()
 
     return asyncio.run(serve())
 

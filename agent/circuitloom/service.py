@@ -82,10 +82,10 @@ class Service:
     Args:
         policy_path: The policy, read again at each reload.
         policy: What it says now.
-        state_directory: Where what outlives the agent is kept; None: nowhere.
+        state: Where what outlives the agent is kept; None: nowhere.
     """
 
-    def __init__(self, policy_path: str, policy: Policy, *, state_directory: Path | None = None) -> None:
+    def __init__(self, policy_path: str, policy: Policy, *, state: Path | None = None) -> None:
         self._policy_path = policy_path
         self._policy = policy
         self._loop = asyncio.get_running_loop()
@@ -114,7 +114,7 @@ class Service:
             watchdog_seconds=watchdog_seconds(),
         )
         self._conductor = Conductor(
-            state_directory,
+            state,
             ConductorEvents(
                 circuits=self._built_circuits,
                 is_ready=lambda: self._pool.is_ready,

@@ -57,7 +57,7 @@ def state(short_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The state directory that every service of these tests gets."""
     folder = short_path / "state"
     folder.mkdir()
-    monkeypatch.setattr("unit.service_driver.Service", partial(Service, state_directory=folder))
+    monkeypatch.setattr("unit.service_driver.Service", partial(Service, state=folder))
     return folder
 
 

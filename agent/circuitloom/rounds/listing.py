@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import Any, Protocol, TextIO
 
 PAGE_ROWS = 200
-"""Rows in one answer of the admin socket: about a millisecond of the agent's loop."""
+"""Rows in one answer of the admin socket: about three milliseconds of the agent's loop."""
 
 
 class Reader(Protocol):
