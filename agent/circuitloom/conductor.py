@@ -17,10 +17,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from circuitloom import logs
 from circuitloom.errors import LedgerBusy, LedgerError
 from circuitloom.hook import HookRun, Job, StillRuns, complaint, forget_locks, wall_offset
 from circuitloom.ledger import Ledger, page
-from circuitloom.model import Announce, CircuitId, Severity
+from circuitloom.model import Announce, CircuitId
 from circuitloom.policy.types import Policy
 from circuitloom.rounds import Timetable
 from circuitloom.rounds.listing import PAGE_ROWS
@@ -52,12 +53,6 @@ STOP_SECONDS = 2.5
 
 LOCKS = "rounds-running"
 
-_LEVEL = {
-    Severity.DEBUG: logging.DEBUG,
-    Severity.INFO: logging.INFO,
-    Severity.WARNING: logging.WARNING,
-    Severity.ERROR: logging.ERROR,
-}
 _log = logging.getLogger(__name__)
 
 
@@ -278,7 +273,7 @@ class Conductor:
             case ReplaceCircuit():
                 self._events.replace(action.circuit_id)
             case Announce():
-                _log.log(_LEVEL[action.severity], "%s", action.message)
+                _log.log(logs.LEVEL[action.severity], "%s", action.message)
 
     def _record(self, action: RecordIntent | RecordOutcome | RecordMissed) -> None:
         if self._ledger is None:

@@ -48,7 +48,6 @@ from circuitloom.model import (
     GiveBack,
     Purpose,
     ReleaseStream,
-    Severity,
     StopRequested,
     StreamEvent,
     StreamId,
@@ -67,12 +66,6 @@ from circuitloom.wire import ControlEvent, Reply
 STOP_SECONDS = 3.0
 """For giving back at the end; with the rest of a stop this stays below the 5 s that are promised."""
 
-_LEVEL = {
-    Severity.DEBUG: logging.DEBUG,
-    Severity.INFO: logging.INFO,
-    Severity.WARNING: logging.WARNING,
-    Severity.ERROR: logging.ERROR,
-}
 _log = logging.getLogger(__name__)
 
 
@@ -304,7 +297,7 @@ class Service:
         self._perform(self._pool.replace_circuit(circuit_id, now=self._loop.time()))
 
     def _announce(self, action: Announce) -> None:
-        _log.log(_LEVEL[action.severity], "%s", action.message)
+        _log.log(logs.LEVEL[action.severity], "%s", action.message)
 
     # --- status --------------------------------------------------------------------------------------------
 

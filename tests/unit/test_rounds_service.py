@@ -19,6 +19,8 @@ from circuitloom.admin import ask
 from circuitloom.cli import main
 from circuitloom.errors import AdminError
 from circuitloom.ledger import FILE_NAME, Ledger
+from circuitloom.model import CircuitId, Hop
+from circuitloom.rounds.types import Intent, RecordMissed, Served
 from circuitloom.service import Service
 from unit.fake_control_port import PATH, FakeControlPort
 from unit.service_driver import TAKE_OVER, change_policy, serve, status, wait_until
@@ -330,6 +332,25 @@ def test_no_ledger_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
         capsys.readouterr().err
         == f"circuitloom: ledger {tmp_path}/rounds.sqlite: No such file or directory\n"
     )
+
+
+def test_the_table_tells_of_missed_moved_and_unfinished_rounds(
+    state: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    served = Served("backup", CircuitId("31"), (Hop("A" * 40, "alpha"),), 0, 1.0)
+    ledger = Ledger(state)
+    ledger.record_missed(RecordMissed("k1", 1, 3, "", 0.0, "nobody was there"), offset=0.0)
+    ledger.record_intent(Intent("k2", 4, "primary", 45.0, served), attempt=2, is_retried=True, offset=0.0)
+    ledger.close()
+
+    assert main(["rounds", "--state", str(state)]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "ROUND  CIRCUIT  DUE                       OUTCOME     TRIES        DETAIL",
+        "1-3    -        1970-01-01T00:00:00.000Z  missed      0            nobody was there",
+        "4      backup   1970-01-01T00:00:45.000Z  unfinished  2 (retried)  instead of primary",
+    ]
+    assert main(["rounds", "--state", str(state), "--export", "csv"]) == 0
+    assert ",A" not in capsys.readouterr().out.splitlines()[1]
 
 
 def test_an_empty_ledger_says_so(state: Path, capsys: pytest.CaptureFixture[str]) -> None:

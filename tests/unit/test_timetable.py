@@ -8,6 +8,8 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from circuitloom.model import Announce, CircuitId, Hop
 from circuitloom.policy.types import OnFailure, Rounds, Schedule
@@ -452,3 +454,78 @@ def test_every_failure_is_one_line() -> None:
         "round 1 moves from primary to backup",
         "round 1 on backup failed: exit status 1",
     ]
+
+
+def test_a_failed_round_that_waits_for_another_circuit_is_not_missed_as_well() -> None:
+    driver = Driver()
+    del driver.circuits["backup"]
+    driver.go(103, result=FAILED)
+    assert driver.table.waiting == 1
+    driver.go(148, result=FAILED)
+
+    assert [missed for missed in driver.of(RecordMissed) if missed.round == 1] == []
+
+
+# --- random histories --------------------------------------------------------------------------------------
+
+STEPS = st.one_of(
+    st.tuples(st.just("time"), st.floats(0.1, 100.0)),
+    st.tuples(st.just("circuits"), st.sets(st.sampled_from(["a", "b", "c"]))),
+    st.tuples(st.just("end"), st.sampled_from([DONE, FAILED, UNKNOWN])),
+    st.tuples(st.just("answer"), st.sets(st.sampled_from(["a#0", "b#0", "c#0"]))),
+    st.tuples(st.just("disk"), st.booleans()),
+)
+
+
+def apply(driver: Driver, kind: str, value: Any) -> None:  # noqa: ANN401 - what the step of this kind takes
+    """Carry one random step out."""
+    if kind == "time":
+        driver.now += value
+    elif kind == "circuits":
+        driver.circuits = {name: circuit(name) for name in value}
+    elif kind == "end" and driver.running:
+        driver.tell(HookEnded(driver.running[0], value))
+    elif kind == "answer":
+        for ask in driver.of(AskTor)[-4:]:
+            driver.tell(CircuitsConfirmed(ask.question, frozenset(map(CircuitId, value))))
+    elif kind == "disk":
+        driver.is_disk_full = value
+    driver.tell(Looked())
+
+
+def check_keys(driver: Driver) -> None:
+    """Each key has one end, and nothing runs for it afterwards."""
+    ended = set()
+    for _, action in driver.log:
+        if isinstance(action, RunHook):
+            assert action.intent.key not in ended
+        elif isinstance(action, RecordOutcome | RecordMissed):
+            key = action.key if isinstance(action, RecordMissed) else action.intent.key
+            assert key not in ended
+            ended.add(key)
+
+
+@given(
+    schedule=st.sampled_from(Schedule),
+    on_failure=st.sampled_from(OnFailure),
+    asks=st.booleans(),
+    steps=st.lists(STEPS, max_size=40),
+)
+def test_whatever_happens_no_round_is_lost_or_done_twice(
+    schedule: Schedule, on_failure: OnFailure, *, asks: bool, steps: list[tuple[str, Any]]
+) -> None:
+    rounds = replace(PLAIN, schedule=schedule, on_failure=on_failure, require_probe=asks)
+    driver = Driver(rounds, ["a", "b", "c"])
+    for kind, value in steps:
+        apply(driver, kind, value)
+
+    check_keys(driver)
+    if schedule is Schedule.ALTERNATE:
+        finals: dict[int, list[Outcome]] = {}
+        for record in driver.of(RecordOutcome):
+            finals.setdefault(record.intent.round, []).append(record.result.outcome)
+        # Only what certainly did nothing was tried elsewhere, and nothing after what may have done something.
+        assert all(Outcome.FAILED is outcome for row in finals.values() for outcome in row[:-1])
+    numbers = [missed.round + n for missed in driver.of(RecordMissed) for n in range(missed.count)]
+    seen = {record.intent.round for record in driver.of(RecordIntent)} | set(numbers)
+    assert seen >= set(range(1, driver.table.next_round - 1))
