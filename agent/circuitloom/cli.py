@@ -31,6 +31,7 @@ from circuitloom.release import give_back
 from circuitloom.rounds.listing import PAGE_ROWS, Reader, all_rows, export_csv, rounds_table
 from circuitloom.service import Service
 from circuitloom.session import connect_once
+from circuitloom.state import state_directory
 from circuitloom.status import status_table
 
 EX_USAGE = 64
@@ -92,15 +93,9 @@ def _run(options: argparse.Namespace) -> int:
         logging.getLogger(__name__).warning("%s", warning)
 
     async def serve() -> int:
-        return await Service(options.policy, policy, state=_state_directory(options.state)).run()
+        return await Service(options.policy, policy, state=state_directory(options.state)).run()
 
     return asyncio.run(serve())
-
-
-def _state_directory(named: str | None) -> Path | None:
-    """What the user named, or systemd's StateDirectory= (the first, of several)."""
-    directory = named or os.environ.get("STATE_DIRECTORY", "").partition(":")[0]
-    return Path(directory).absolute() if directory else None
 
 
 def _release(options: argparse.Namespace) -> int:
@@ -226,7 +221,8 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--state",
         metavar="DIR",
-        help="where what outlives the agent is kept (default: $STATE_DIRECTORY, which systemd sets)",
+        help="where circuits are written down for the next agent, which takes them over, and rounds "
+        "(default: systemd's $STATE_DIRECTORY, or nowhere)",
     )
     run.set_defaults(command=_run)
 
