@@ -23,6 +23,7 @@ from circuitloom.model import (
     BuildAccepted,
     BuildRefused,
     CircuitEvent,
+    CircuitId,
     ConfChanged,
     Connected,
     DeadlinePassed,
@@ -42,6 +43,7 @@ from circuitloom.model import (
 from circuitloom.policy.types import Policy, WhenContended, WhenExceeded, WhenNone
 from circuitloom.pool.attacher import Attacher
 from circuitloom.pool.builder import Builder
+from circuitloom.pool.built import built_circuits
 from circuitloom.pool.contention import PAUSE_SECONDS, Contention
 from circuitloom.pool.keys import Keys
 from circuitloom.pool.slots import Circuit
@@ -158,6 +160,26 @@ class Pool:
         if self._take_over_at == FOR_EVER:
             self._take_over_at = None
         self._evaluate(now)
+        return actions
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether we are connected and enough circuits are BUILT to take over."""
+        return self._attachment in {Attachment.RELEASED, Attachment.BALANCING} and self._keys.is_ready
+
+    def built(self) -> dict[str, Circuit]:
+        """The circuit that a round serves for each name; none without a connection."""
+        is_connected = self._attachment in {Attachment.RELEASED, Attachment.BALANCING}
+        return built_circuits(self._keys) if is_connected else {}
+
+    def replace_circuit(self, circuit_id: CircuitId, *, now: float) -> list[Action]:
+        """Replace a circuit, make before break; nothing happens if it is not ours any more."""
+        actions: list[Action] = []
+        self._actions = actions
+        circuit = self._builder.by_id.get(circuit_id)
+        if circuit is not None:
+            circuit.slot.owner.condemn(circuit, now=now)
+            self._evaluate(now)
         return actions
 
     def snapshot(self, *, now: float) -> PoolSnapshot:
