@@ -254,7 +254,8 @@ class Service:
         self._send(wire.extend_circuit(action.path), take)
 
     def _close_circuit(self, action: CloseCircuit) -> None:
-        self._send(wire.command("CLOSECIRCUIT", action.circuit_id, "IfUnused"), ignore_reply)
+        flags = () if action.is_forced else ("IfUnused",)
+        self._send(wire.command("CLOSECIRCUIT", action.circuit_id, *flags), ignore_reply)
 
     def _announce(self, action: Announce) -> None:
         _log.log(_LEVEL[action.severity], "%s", action.message)

@@ -301,8 +301,8 @@ def _command(action: Action) -> str:
             text = f"CLOSESTREAM {stream_id} 1; {why}"
         case BuildCircuit(_, name, path):
             text = f"{wire.extend_circuit(path).decode().strip()}; {name}"
-        case CloseCircuit(circuit_id):
-            text = f"CLOSECIRCUIT {circuit_id} IfUnused"
+        case CloseCircuit(circuit_id, is_forced):
+            text = f"CLOSECIRCUIT {circuit_id}" + ("" if is_forced else " IfUnused")
         case Announce():
             raise AssertionError("announcements are no commands")
     return text

@@ -23,6 +23,7 @@ from circuitloom.model import (
     BuildAccepted,
     BuildRefused,
     CircuitEvent,
+    CircuitOrdered,
     ConfChanged,
     Connected,
     DeadlinePassed,
@@ -42,6 +43,7 @@ from circuitloom.policy.types import Policy, WhenExceeded, WhenNone
 from circuitloom.pool.attacher import Attacher
 from circuitloom.pool.builder import Builder
 from circuitloom.pool.keys import Keys
+from circuitloom.pool.orders import carry_out
 from circuitloom.pool.slots import Circuit
 from circuitloom.pool.snapshot import PoolSnapshot, snapshot_circuits
 
@@ -90,6 +92,7 @@ class Pool:
             TakeOverRefused: self._on_take_over_refused,
             Reserved: self._on_reserved,
             StopRequested: self._on_stop,
+            CircuitOrdered: self._on_ordered,
             DeadlinePassed: self._on_deadline,
         }
 
@@ -279,6 +282,10 @@ class Pool:
             return
         self._take_over_at = now + TAKE_OVER_RETRY_SECONDS
         self._give_back(Attachment.RELEASED, f"Tor refused ({event.message})", now)
+
+    def _on_ordered(self, event: CircuitOrdered, _now: float) -> None:
+        self._policy = carry_out(event, self._policy, keys=self._keys, builder=self._builder, emit=self._emit)
+        self._attacher.replace_policy(self._policy)
 
     def _on_stop(self, _event: StopRequested, now: float) -> None:
         if self._attachment in {Attachment.RELEASED, Attachment.BALANCING}:

@@ -18,7 +18,7 @@ class CircuitSnapshot:
         role: ``active`` or ``backup``.
         weight: As the policy says.
         max_streams: As the policy says.
-        state: ``built``, ``building``, ``backoff``, ``draining`` or ``idle``.
+        state: ``built``, ``building``, ``backoff``, ``drained``, ``draining`` or ``idle``.
         circuit_id: Tor's id, once there is one.
         path: Nicknames (or fingerprints) of its relays, first hop first.
         streams: Streams on it now.
@@ -103,7 +103,7 @@ def _snapshot_key(circuits: Circuits, now: float) -> list[CircuitSnapshot]:
 
 def _word(state: SlotState) -> str:
     if state.circuit is not None:
-        return "built"
+        return "drained" if state.slot.name in state.owner.drained else "built"
     if state.building is not None:
         return "building"
     return "idle" if state.retry_at is None else "backoff"
