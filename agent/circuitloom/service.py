@@ -16,6 +16,7 @@ import dataclasses
 import logging
 import random
 import signal
+import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -50,6 +51,7 @@ from circuitloom.model import (
     TakeOver,
     TakeOverRefused,
 )
+from circuitloom.operation import CHANGING, Agent, commands
 from circuitloom.policy import Policy, read_policy
 from circuitloom.pool import Pool
 from circuitloom.release import give_back
@@ -106,7 +108,15 @@ class Service:
             uniform=self._random.random,
             watchdog_seconds=watchdog_seconds(),
         )
-        self._admin = AdminServer(policy.admin.socket, {"status": self._answer_status})
+        agent = Agent(
+            policy=lambda: self._policy,
+            status=self._status_document,
+            give=self._handle,
+            read=lambda: read_policy(self._policy_path),
+            apply=self._apply,
+            explain=lambda stream_id: self._pool.explain(stream_id, now=self._loop.time()),
+        )
+        self._admin = AdminServer(policy.admin.socket, commands(agent), changing=CHANGING)
         self._carry_out: dict[type[Any], Callable[[Any], None]] = {
             TakeOver: self._take_over,
             GiveBack: self._give_back,
@@ -259,6 +269,9 @@ class Service:
 
     def _announce(self, action: Announce) -> None:
         _log.log(_LEVEL[action.severity], "%s", action.message)
+        self._admin.publish(
+            {"time": round(time.time(), 3), "severity": action.severity, "message": action.message}
+        )
 
     # --- status --------------------------------------------------------------------------------------------
 
@@ -278,7 +291,7 @@ class Service:
             self._status_text = text
             self._notifier.status(text)
 
-    def _answer_status(self, _request: Mapping[str, Any]) -> Mapping[str, Any]:
+    def _status_document(self) -> Mapping[str, Any]:
         snapshot = self._pool.snapshot(now=self._loop.time())
         return status_document(
             snapshot,

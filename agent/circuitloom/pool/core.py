@@ -36,12 +36,14 @@ from circuitloom.model import (
     SignalReceived,
     StopRequested,
     StreamEvent,
+    StreamId,
     TakeOver,
     TakeOverRefused,
 )
 from circuitloom.policy.types import Policy, WhenExceeded, WhenNone
 from circuitloom.pool.attacher import Attacher
 from circuitloom.pool.builder import Builder
+from circuitloom.pool.decisions import Decisions, Explanation, candidates
 from circuitloom.pool.keys import Keys
 from circuitloom.pool.orders import carry_out
 from circuitloom.pool.slots import Circuit
@@ -76,6 +78,7 @@ class Pool:
         self._keys = Keys(policy, builder=self._builder, emit=self._emit)
         self._attacher = Attacher(policy, keys=self._keys, builder=self._builder, emit=self._emit)
         self._on_stream = self._attacher.on_stream
+        self._decisions = Decisions()
         self._attachment = Attachment.DISCONNECTED
         self._since = now
         self._take_over_at: float | None = None
@@ -122,6 +125,8 @@ class Pool:
         else:
             self._dispatch[type(event)](event, now)
             self._evaluate(now)
+        if actions:
+            self._decisions.remember(actions, now)
         return actions
 
     @property
@@ -148,7 +153,13 @@ class Pool:
         self._attacher.now = now
         self._keys.replace_policy(policy)
         self._evaluate(now)
+        self._decisions.remember(actions, now)
         return actions
+
+    def explain(self, stream_id: StreamId | None, *, now: float) -> Explanation:
+        """Why this stream, or each of the last ones, went where it went."""
+        stream = None if stream_id is None else self._attacher.streams.get(stream_id)
+        return Explanation(self._decisions.tell(stream_id, now=now), candidates(self._keys, stream))
 
     def snapshot(self, *, now: float) -> PoolSnapshot:
         """The state as values, for the status."""
