@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from circuitloom.model import CircuitId, Hop
+from circuitloom.model import CircuitId, Hop, Purpose
 from circuitloom.policy.types import Slot
 from circuitloom.pool.isolation import IsolationKey
 
@@ -39,6 +39,8 @@ class Circuit:
         streams: How many streams are on it, whoever attached them.
         is_candidate: Whether it is in the chooser.
         key: The key of the first stream on it, whoever attached that; None before.
+        purpose: What Tor says that it is.
+        failed_targets: Destinations that failed on it since one was connected; kept by ``Blame``.
     """
 
     slot: SlotState
@@ -52,6 +54,8 @@ class Circuit:
     streams: int = 0
     is_candidate: bool = False
     key: IsolationKey | None = None
+    purpose: Purpose = Purpose.GENERAL
+    failed_targets: set[str] = field(default_factory=set, repr=False)
 
     @property
     def label(self) -> str:
