@@ -17,7 +17,8 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from circuitloom import __version__, logs
@@ -35,6 +36,8 @@ EX_USAGE = 64
 
 RELEASE_SECONDS = 10.0
 """systemd waits for ExecStopPost=; a Tor that hangs must not make it wait long."""
+
+WATCH_SECONDS = 1.0
 
 _EPILOG = """\
 exit codes (sysexits.h): 0 done, 64 wrong arguments, 69 Tor or the agent does not answer,
@@ -167,13 +170,37 @@ def _events(options: argparse.Namespace) -> int:
 
 def _status(options: argparse.Namespace) -> int:
     path = _admin_path(options)
+    if options.watch:
+        return _watch(path)
     document = ask(path, {"command": "status"})
+    print(json.dumps(document, indent=2) if options.json else _status_text(path, document))
+    return 0
+
+
+def _status_text(path: str, document: Mapping[str, Any]) -> str:
     try:
-        text = json.dumps(document, indent=2) if options.json else status_table(document)
+        return status_table(document)
     except (KeyError, TypeError):
         raise AdminError(f"{path}: what answers there is no circuitloom of this version") from None
-    print(text)
-    return 0
+
+
+def _watch(path: str) -> int:
+    """Show the status anew every second until interrupted, also over a restart of the agent."""
+    try:
+        # Only a person who watches needs it.
+        from rich.live import Live  # noqa: PLC0415
+        from rich.text import Text  # noqa: PLC0415
+    except ImportError:
+        raise AdminError("status --watch needs rich; install Debian's python3-rich") from None
+    text = _status_text(path, ask(path, {"command": "status"}))
+    with Live(Text(text), screen=True, auto_refresh=False) as live:
+        while True:
+            live.update(Text(text), refresh=True)
+            time.sleep(WATCH_SECONDS)
+            try:
+                text = _status_text(path, ask(path, {"command": "status"}))
+            except AdminError as error:
+                text = str(error)
 
 
 def _demo(options: argparse.Namespace) -> int:
@@ -275,7 +302,9 @@ def _parser() -> argparse.ArgumentParser:
         help="show circuits, shares and streams of the running agent",
         description="Ask the running agent over its admin socket.",
     )
-    status.add_argument("--json", action="store_true", help="print the whole document, for programs")
+    how = status.add_mutually_exclusive_group()
+    how.add_argument("--json", action="store_true", help="print the whole document, for programs")
+    how.add_argument("--watch", action="store_true", help="show it anew every second, until interrupted")
     _add_socket(status)
     status.set_defaults(command=_status)
     _add_orders(commands)
