@@ -110,7 +110,7 @@ class Service:
             watchdog_seconds=watchdog_seconds(),
         )
         agent = Agent(
-            policy=lambda: self._policy,
+            policy=lambda: self._pool.policy,
             status=self._status_document,
             give=self._handle,
             read=lambda: read_policy(self._policy_path),

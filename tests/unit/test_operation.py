@@ -92,7 +92,9 @@ def test_a_weight_is_in_the_status_until_a_reload(
 
     operate(script)
 
-    assert capsys.readouterr().out == "primary  kept with its streams\nbackup   kept with its streams\n"
+    assert capsys.readouterr().out == (
+        "backup   kept with its streams\nprimary  kept, with another weight, limit or role\n"
+    )
 
 
 def test_a_plan_changes_nothing_and_a_faulty_policy_is_refused(

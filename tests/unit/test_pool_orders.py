@@ -26,6 +26,7 @@ def test_a_drained_circuit_takes_no_new_stream_and_keeps_what_it_has() -> None:
     assert attached(driver, 2, 4) == ["backup"] * 4
     assert driver.states() == {"primary": "drained", "backup": "built"}
     assert driver.circuit("primary").streams == 1
+    assert (driver.circuit("primary").weight_share, driver.circuit("backup").weight_share) == (0, 1)
 
 
 def test_ready_brings_a_drained_circuit_back_without_a_build() -> None:

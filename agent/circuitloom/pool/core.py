@@ -130,6 +130,11 @@ class Pool:
         return actions
 
     @property
+    def policy(self) -> Policy:
+        """The policy in force, with the weights that the operator gave."""
+        return self._policy
+
+    @property
     def is_in_charge(self) -> bool:
         """Whether new streams wait for us."""
         return self._attachment is Attachment.BALANCING

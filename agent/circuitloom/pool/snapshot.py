@@ -85,7 +85,7 @@ def _snapshot_key(circuits: Circuits, now: float) -> list[CircuitSnapshot]:
     attached = sum(state.attached_total for state in states)
     weights: dict[str, int] = {}
     for state in states:
-        weights[state.slot.role] = weights.get(state.slot.role, 0) + state.slot.weight
+        weights[state.slot.role] = weights.get(state.slot.role, 0) + _weight(state)
     return [
         _snapshot(
             state,
@@ -93,12 +93,17 @@ def _snapshot_key(circuits: Circuits, now: float) -> list[CircuitSnapshot]:
             _word(state),
             (
                 state.attached_total / attached if attached else 0.0,
-                state.slot.weight / weights[state.slot.role],
+                _weight(state) / (weights[state.slot.role] or 1),
             ),
             now=now,
         )
         for state in states
     ]
+
+
+def _weight(state: SlotState) -> int:
+    """What counts of its weight: nothing while it is drained."""
+    return 0 if state.slot.name in state.owner.drained else state.slot.weight
 
 
 def _word(state: SlotState) -> str:
