@@ -77,6 +77,16 @@ class Severity(StrEnum):
     ERROR = "error"
 
 
+class Order(StrEnum):
+    """What an operator can ask of a circuit of the policy."""
+
+    DRAIN = "drain"
+    READY = "ready"
+    WEIGHT = "weight"
+    ROTATE = "rotate"
+    CLOSE = "close"
+
+
 # --- what happened -----------------------------------------------------------------------------------------
 
 
@@ -233,6 +243,21 @@ class StopRequested:
 
 
 @dataclass(frozen=True, slots=True)
+class CircuitOrdered:
+    """The operator asked something of a circuit of the policy.
+
+    Attributes:
+        order: What.
+        name: The policy's name of the circuit; an unknown one changes nothing.
+        weight: Its new weight, of an order of WEIGHT.
+    """
+
+    order: Order
+    name: str
+    weight: int = 1
+
+
+@dataclass(frozen=True, slots=True)
 class DeadlinePassed:
     """The time given by ``next_deadline()`` has come."""
 
@@ -307,9 +332,10 @@ class BuildCircuit:
 
 @dataclass(frozen=True, slots=True)
 class CloseCircuit:
-    """CLOSECIRCUIT IfUnused."""
+    """CLOSECIRCUIT; ``is_forced`` closes it with the streams on it, else IfUnused."""
 
     circuit_id: CircuitId
+    is_forced: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -334,6 +360,7 @@ Event = (
     | TakeOverRefused
     | Reserved
     | StopRequested
+    | CircuitOrdered
     | DeadlinePassed
 )
 

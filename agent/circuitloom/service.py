@@ -16,6 +16,7 @@ import dataclasses
 import logging
 import random
 import signal
+import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -54,6 +55,7 @@ from circuitloom.model import (
     TakeOver,
     TakeOverRefused,
 )
+from circuitloom.operation import CHANGING, Agent, commands
 from circuitloom.policy import Policy, read_policy
 from circuitloom.pool import Pool
 from circuitloom.release import give_back
@@ -119,8 +121,16 @@ class Service:
                 replace=self._replace_circuit,
             ),
         )
+        agent = Agent(
+            policy=lambda: self._pool.policy,
+            status=self._status_document,
+            give=self._handle,
+            read=lambda: read_policy(self._policy_path),
+            apply=self._apply,
+            explain=lambda stream_id: self._pool.explain(stream_id, now=self._loop.time()),
+        )
         self._admin = AdminServer(
-            policy.admin.socket, {"status": self._answer_status, "rounds": self._conductor.answer}
+            policy.admin.socket, commands(agent) | {"rounds": self._conductor.answer}, changing=CHANGING
         )
         self._carry_out: dict[type[Any], Callable[[Any], None]] = {
             TakeOver: self._take_over,
@@ -287,7 +297,8 @@ class Service:
         self._send(wire.extend_circuit(action.path), take)
 
     def _close_circuit(self, action: CloseCircuit) -> None:
-        self._send(wire.command("CLOSECIRCUIT", action.circuit_id, "IfUnused"), ignore_reply)
+        flags = () if action.is_forced else ("IfUnused",)
+        self._send(wire.command("CLOSECIRCUIT", action.circuit_id, *flags), ignore_reply)
 
     # --- what the rounds ask for ---------------------------------------------------------------------------
 
@@ -312,6 +323,9 @@ class Service:
 
     def _announce(self, action: Announce) -> None:
         _log.log(logs.LEVEL[action.severity], "%s", action.message)
+        self._admin.publish(
+            {"time": round(time.time(), 3), "severity": action.severity, "message": action.message}
+        )
 
     # --- status --------------------------------------------------------------------------------------------
 
@@ -337,7 +351,7 @@ class Service:
             self._status_text = text
             self._notifier.status(text)
 
-    def _answer_status(self, _request: Mapping[str, Any]) -> Mapping[str, Any]:
+    def _status_document(self) -> Mapping[str, Any]:
         snapshot = self._pool.snapshot(now=self._loop.time())
         document = status_document(
             snapshot,

@@ -323,8 +323,8 @@ def _command(action: Action) -> str:
             if purpose is not Purpose.GENERAL:
                 words += f" purpose={purpose}"
             text = f"{words}; {name}"
-        case CloseCircuit(circuit_id):
-            text = f"CLOSECIRCUIT {circuit_id} IfUnused"
+        case CloseCircuit(circuit_id, is_forced):
+            text = f"CLOSECIRCUIT {circuit_id}" + ("" if is_forced else " IfUnused")
         case Announce():
             raise AssertionError("announcements are no commands")
     return text

@@ -97,8 +97,10 @@ class SimulatedTor:
                     self.end_stream(stream_id, StreamStatus.FAILED)
                 case BuildCircuit(build, _, _, purpose):
                     replies.append(self._build(build, purpose))
-                case CloseCircuit(circuit_id):
-                    if not any(stream.circuit_id == circuit_id for stream in self.streams.values()):
+                case CloseCircuit(circuit_id, is_forced):
+                    if is_forced or not any(
+                        stream.circuit_id == circuit_id for stream in self.streams.values()
+                    ):
                         self.end_circuit(circuit_id)
         return replies
 

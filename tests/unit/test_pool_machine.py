@@ -11,11 +11,13 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from circuitloom.model import (
     Action,
+    CircuitOrdered,
     DeadlinePassed,
     Disconnected,
     Event,
     GiveBack,
     NetworkReady,
+    Order,
     Purpose,
     ReleaseStream,
     StopRequested,
@@ -203,11 +205,18 @@ class PoolMachine(RuleBasedStateMachine):
         self.policy = policy
         self.perform(self.pool.replace_policy(policy, now=self.now))
 
+    @rule(order=st.sampled_from(Order), name=st.sampled_from("abcdef"), weight=st.integers(1, 9))
+    def order(self, order: Order, name: str, weight: int) -> None:
+        """The operator drains, readies, weighs, rotates or closes a circuit, known or not."""
+        self.give(CircuitOrdered(order, name, weight))
+
     @precondition(lambda self: self.is_connected)
     @rule()
     def settle_to_balance(self) -> None:
         """When Tor builds what is asked and messages arrive, all that can be balanced is."""
         self.tor.refuses_builds = False
+        for name in "abcdef":
+            self.give(CircuitOrdered(Order.READY, name))
         for _ in range(200):
             self.drain()
             for circuit_id in sorted(self.tor.circuits):

@@ -35,6 +35,7 @@ class Circuits:
     Args:
         policy: What to keep.
         slots: The slots of the policy that this key gets.
+        drained: Names of slots that take no new streams now.
         builder: Asks Tor for circuits.
         emit: Takes each action, in order.
 
@@ -49,16 +50,18 @@ class Circuits:
         is_watched: Whether somebody will look at ``idle_since``.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - each by name, and none can be made from another
         self,
         policy: Policy,
         slots: Sequence[Slot],
         *,
         number: int,
+        drained: Collection[str],
         builder: Builder,
         emit: Callable[[Action], None],
     ) -> None:
         self.number = number
+        self.drained = drained
         self.key: IsolationKey | None = None
         self.is_cold = True
         self.is_expiring = False
@@ -291,11 +294,17 @@ class Circuits:
             state.is_outdated = True
             self._builder.want(state)
 
-    def renew(self) -> None:
-        """Replace every circuit, each when its successor is BUILT."""
+    def renew(self, name: str | None = None) -> None:
+        """Replace every circuit, or the one of this name, each when its successor is BUILT."""
         for state in self.slots.values():
-            state.is_outdated = state.circuit is not None
-            self._builder.want(state)
+            if name is None or state.slot.name == name:
+                state.is_outdated = state.circuit is not None
+                self._builder.want(state)
+
+    def handle_drained(self) -> None:
+        """Other slots than before are drained now."""
+        self._set_floor()
+        self._restart_chooser()
 
     def retire(self) -> None:
         """No stream of this key comes any more: what runs finishes, nothing is built."""
@@ -362,7 +371,7 @@ class Circuits:
             assert state.owner is self
             assert state.circuit is None or state.circuit.state is CircuitState.BUILT
             assert state.building is None or state.building.state is CircuitState.LAUNCHED
-        built = [state.slot.role for state in self.slots.values() if state.circuit is not None]
+        built = [state.slot.role for state in self.slots.values() if state.circuit and self._counts(state)]
         assert self.active_built == built.count(Role.ACTIVE)
         assert self.backup_built == built.count(Role.BACKUP)
 
@@ -429,14 +438,20 @@ class Circuits:
 
     def _set_floor(self) -> None:
         """A key that gets fewer slots than the policy's floor has all of its own as floor."""
-        active = sum(1 for state in self.slots.values() if state.slot.role is Role.ACTIVE)
-        self._floor = min(self._min_active, active)
+        active = [state for state in self.slots.values() if state.slot.role is Role.ACTIVE]
+        # When every one of them is drained, the backup circuits have to serve.
+        self._floor = max(1, min(self._min_active, sum(1 for state in active if self._counts(state))))
+
+    def _counts(self, state: SlotState) -> bool:
+        """Whether the slot's circuit counts in its tier: not while it is drained."""
+        return state.slot.name not in self.drained
 
     def _may_serve(self, circuit: Circuit) -> bool:
         slot = circuit.slot.slot
         return (
             circuit.state is CircuitState.BUILT
             and circuit.streams < slot.max_streams
+            and slot.name not in self.drained
             and (slot.role is Role.ACTIVE or self.backups_serve or slot.name in self._outgoing)
         )
 
@@ -454,7 +469,7 @@ class Circuits:
 
     def _tiers_changed(self, state: SlotState, change: int) -> None:
         """Count a circuit in its tier; when the floor is crossed, backup circuits join or leave."""
-        if not self._is_kept(state):
+        if not self._is_kept(state) or not self._counts(state):
             return
         backups_served = self.backups_serve
         if state.slot.role is Role.ACTIVE:
@@ -469,7 +484,7 @@ class Circuits:
     def _restart_chooser(self) -> None:
         """Start fair again, after weights, limits, tiers or the algorithm changed."""
         self._chooser = CHOOSERS[self._algorithm]()
-        built = [state for state in self.slots.values() if state.circuit is not None]
+        built = [state for state in self.slots.values() if state.circuit and self._counts(state)]
         self.active_built = sum(1 for state in built if state.slot.role is Role.ACTIVE)
         self.backup_built = len(built) - self.active_built
         for circuit in self._members:

@@ -24,6 +24,7 @@ from circuitloom.model import (
     BuildRefused,
     CircuitEvent,
     CircuitId,
+    CircuitOrdered,
     ConfChanged,
     Connected,
     DeadlinePassed,
@@ -37,6 +38,7 @@ from circuitloom.model import (
     SignalReceived,
     StopRequested,
     StreamEvent,
+    StreamId,
     TakeOver,
     TakeOverRefused,
 )
@@ -45,7 +47,9 @@ from circuitloom.pool.attacher import Attacher
 from circuitloom.pool.builder import Builder
 from circuitloom.pool.built import built_circuits
 from circuitloom.pool.contention import PAUSE_SECONDS, Contention
+from circuitloom.pool.decisions import Decisions, Explanation, candidates
 from circuitloom.pool.keys import Keys
+from circuitloom.pool.orders import carry_out
 from circuitloom.pool.slots import Circuit
 from circuitloom.pool.snapshot import PoolSnapshot, snapshot_circuits
 
@@ -84,6 +88,7 @@ class Pool:
         )
         self._contention = Contention()
         self._on_stream = self._attacher.on_stream
+        self._decisions = Decisions()
         self._attachment = Attachment.DISCONNECTED
         self._since = now
         self._take_over_at: float | None = None
@@ -100,6 +105,7 @@ class Pool:
             TakeOverRefused: self._on_take_over_refused,
             Reserved: self._on_reserved,
             StopRequested: self._on_stop,
+            CircuitOrdered: self._on_ordered,
             DeadlinePassed: self._on_deadline,
         }
 
@@ -129,7 +135,14 @@ class Pool:
         else:
             self._dispatch[type(event)](event, now)
             self._evaluate(now)
+        if actions:
+            self._decisions.remember(actions, now)
         return actions
+
+    @property
+    def policy(self) -> Policy:
+        """The policy in force, with the weights that the operator gave."""
+        return self._policy
 
     @property
     def is_in_charge(self) -> bool:
@@ -160,6 +173,7 @@ class Pool:
         if self._take_over_at == FOR_EVER:
             self._take_over_at = None
         self._evaluate(now)
+        self._decisions.remember(actions, now)
         return actions
 
     @property
@@ -181,6 +195,11 @@ class Pool:
             circuit.slot.owner.condemn(circuit, now=now)
             self._evaluate(now)
         return actions
+
+    def explain(self, stream_id: StreamId | None, *, now: float) -> Explanation:
+        """Why this stream, or each of the last ones, went where it went."""
+        stream = None if stream_id is None else self._attacher.streams.get(stream_id)
+        return Explanation(self._decisions.tell(stream_id, now=now), candidates(self._keys, stream))
 
     def snapshot(self, *, now: float) -> PoolSnapshot:
         """The state as values, for the status."""
@@ -350,6 +369,10 @@ class Pool:
             return
         self._take_over_at = now + TAKE_OVER_RETRY_SECONDS
         self._give_back(Attachment.RELEASED, f"Tor refused ({event.message})", now)
+
+    def _on_ordered(self, event: CircuitOrdered, _now: float) -> None:
+        self._policy = carry_out(event, self._policy, keys=self._keys, builder=self._builder, emit=self._emit)
+        self._attacher.replace_policy(self._policy)
 
     def _on_stop(self, _event: StopRequested, now: float) -> None:
         if self._attachment in {Attachment.RELEASED, Attachment.BALANCING}:

@@ -57,6 +57,7 @@ class Keys:
         self._secret: bytes | None = None
         self._is_crowded = False
         self._deadlines: list[tuple[float, int, Circuits]] = []
+        self._drained: set[str] = set()
         self._replenish()
 
     # --- what the pool asks --------------------------------------------------------------------------------
@@ -227,6 +228,18 @@ class Keys:
                 self._retire(circuits)
         self._replenish()
 
+    def drain(self, name: str) -> None:
+        """Circuits of this name take no new streams, of any key."""
+        self._drained.add(name)
+        for circuits in self:
+            circuits.handle_drained()
+
+    def undrain(self, name: str) -> None:
+        """Circuits of this name take streams again."""
+        self._drained.discard(name)
+        for circuits in self:
+            circuits.handle_drained()
+
     def handle_deadline(self, *, now: float) -> None:
         """End the circuits of keys that have had no stream for long."""
         while self._deadlines and self._deadlines[0][0] <= now:
@@ -279,7 +292,14 @@ class Keys:
         in_use = sum(len(circuits.slots) for circuits in self)
         if in_use and in_use + len(slots) > self._policy.balance.keys.max_circuits:
             return None
-        circuits = Circuits(self._policy, slots, number=self._numbers, builder=self._builder, emit=self._emit)
+        circuits = Circuits(
+            self._policy,
+            slots,
+            number=self._numbers,
+            drained=self._drained,
+            builder=self._builder,
+            emit=self._emit,
+        )
         self._numbers += 1
         for state in circuits.slots.values():
             self._builder.want(state)
