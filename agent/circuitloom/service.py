@@ -144,17 +144,18 @@ class Service:
         self._status_text = self._status_line()
         self._notifier.ready(self._status_text)
         _log.info("started with %s: %d circuits", self._policy_path, len(self._policy.slots))
+        is_given_back = False
         try:
             await self._stop.wait()
             self._notifier.stopping()
             connecting.cancel()
             self._link.is_stopping = True
-            await self._give_everything_back()
+            is_given_back = await self._give_everything_back()
         finally:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            self._link.close()
+            self._link.close(is_given_back=is_given_back)
             await self._admin.close()
         _log.info("stopped")
         return 70 if self._failure else 0
@@ -315,8 +316,12 @@ class Service:
         self._perform(self._pool.replace_policy(self._policy, now=self._loop.time()))
         _log.info("reloaded %s: %d circuits", self._policy_path, len(policy.slots))
 
-    async def _give_everything_back(self) -> None:
-        """Give back over the connection we have, or over a new one when it was lost a moment ago."""
+    async def _give_everything_back(self) -> bool:
+        """Give back over the connection we have, or over a new one when it was lost a moment ago.
+
+        Returns:
+            Whether it was done; else it is the guard's task.
+        """
         self._handle(StopRequested())
         try:
             async with asyncio.timeout(STOP_SECONDS):
@@ -329,6 +334,7 @@ class Service:
                 finally:
                     session.close()
                 _log.info("Tor assigns all streams again, %d waited", handed)
+                return True
         except ControlUnreachable:
             _log.info("Tor is not there: nothing to give back")
         except (CircuitloomError, TimeoutError) as error:
@@ -336,6 +342,7 @@ class Service:
                 "could not give everything back (%s); run: circuitloom release",
                 error if str(error) else "time is up",
             )
+        return False
 
     def _on_task_done(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and task.exception() is not None:
