@@ -222,11 +222,15 @@ class Link:
             self._ping_sent_at = None
             self.disconnected_reason = ""
             _log.info("connected to Tor %s at %s", self.tor_version, self._tor.control)
+            is_waited_for = options[0].values().get(LEAVE_UNATTACHED) == "1"
+            if is_waited_for:
+                # Somebody left streams waiting: from here on the guard answers for them, whatever we do next.
+                self._guard.beat(is_in_charge=True)
             self._events.connected(
                 Connected(
                     circuits=wire.parse_circuits(values.get("circuit-status", "")),
                     streams=wire.parse_streams(values.get("stream-status", "")),
-                    leave_unattached=options[0].values().get(LEAVE_UNATTACHED) == "1",
+                    leave_unattached=is_waited_for,
                     reserved=wire.parse_reserved(options[0]),
                 )
             )
