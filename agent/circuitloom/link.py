@@ -27,9 +27,9 @@ from circuitloom.lock import TorLock
 from circuitloom.model import LEAVE_UNATTACHED, Connected, Reserved
 from circuitloom.policy.types import TorControl
 from circuitloom.session import Session, connect
-from circuitloom.wire import ControlEvent, Reply
+from circuitloom.wire import AnyEvent, ControlEvent, Reply, TorWarning
 
-EVENTS = ("CIRC", "CIRC_MINOR", "STREAM", "CONF_CHANGED", "SIGNAL", "STATUS_CLIENT")
+EVENTS = ("CIRC", "CIRC_MINOR", "STREAM", "CONF_CHANGED", "SIGNAL", "STATUS_CLIENT", "STATUS_GENERAL")
 RESERVED_OPTIONS = ("VirtualAddrNetworkIPv4", "VirtualAddrNetworkIPv6", "MapAddress")
 
 RECONNECT_INITIAL_SECONDS = 0.1
@@ -249,13 +249,15 @@ class Link:
         if not reply.is_ok and self.session is not None:
             self.session.close(ControlUnreachable(f"Tor refused ({reply.text})"))
 
-    def _on_event(self, event: ControlEvent) -> None:
+    def _on_event(self, event: AnyEvent) -> None:
         if not self._is_synchronised:
             return
         if self._loop.time() - self._turned_at > SILENCE_SECONDS:
             self._end_standstill()
-            return
-        self._events.event(event)
+        elif isinstance(event, TorWarning):
+            _tell_warning(event)
+        else:
+            self._events.event(event)
 
     def _end_standstill(self) -> None:
         """Start anew after a standstill: the guard may have given back meanwhile.
@@ -325,3 +327,13 @@ class Link:
         if lack != self._guard_lack:
             self._guard_lack = lack
             _log.warning("%s; until then only systemd gives back after a kill", lack)
+
+
+def _tell_warning(warning: TorWarning) -> None:
+    """Say what ails Tor, where that concerns the streams; Tor itself repeats none of these soon."""
+    if warning.action == "TOO_MANY_CONNECTIONS":
+        _log.warning(
+            "Tor has no file descriptor left and takes no new stream: raise LimitNOFILE= of Tor's unit"
+        )
+    elif warning.action == "CLOCK_JUMPED":
+        _log.warning("Tor's clock jumped: it gives up circuits, which are built again")
