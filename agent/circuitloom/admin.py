@@ -4,6 +4,7 @@ Rules of this file:
 
 * It judges nothing: a command's name finds a function, and that function's dictionary is the answer.
 * A client can be slow, silent, huge or wrong; it costs one bounded buffer for a bounded time.
+* Without a file descriptor for them clients wait in the listener's queue; it is told once until that is over.
 * Requests: ``{"command": "status"}``. Answers: the command's object, or ``{"error": "what is wrong"}``.
 * ``events`` is answered once, and then with an object for each event; whoever does not read them is let go.
 * Whoever changes something is named in the log, by the kernel's word.
@@ -22,7 +23,7 @@ import struct
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping
 from typing import Any
 
-from circuitloom.errors import AdminError, CannotCreate
+from circuitloom.errors import AdminError, CannotCreate, reason_of
 
 SOCKET_MODE = 0o660
 """Who may use the group of the agent may ask it; nobody else."""
@@ -40,10 +41,16 @@ CLIENT_TIMEOUT_SECONDS = 5.0
 CLOSE_SECONDS = 0.5
 """An aborted client is gone in the next turn of the loop."""
 
+BACKLOG = 100
+"""Clients that may wait to be accepted."""
+
+ACCEPT_RETRY_SECONDS = 1.0
+"""How long a lack of descriptors or memory may last before the next client is tried."""
+
 _EVENTS = "events"
-_log = logging.getLogger(__name__)
 
 Command = Callable[[Mapping[str, Any]], Mapping[str, Any]]
+_log = logging.getLogger(__name__)
 
 
 class AdminServer:
@@ -60,7 +67,8 @@ class AdminServer:
         self._commands = commands
         self._changing = changing
         self._followers: set[asyncio.StreamWriter] = set()
-        self._server: asyncio.Server | None = None
+        self._listener: socket.socket | None = None
+        self._accepting: asyncio.Task[None] | None = None
         self._clients: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
 
     async def start(self) -> None:
@@ -75,22 +83,26 @@ class AdminServer:
             # Between bind and chmod nobody can connect: nothing listens yet.
             listener.bind(self._path)
             os.chmod(self._path, SOCKET_MODE)  # noqa: PTH101 - the path is a string throughout
+            listener.listen(BACKLOG)
         except OSError as error:
             listener.close()
             raise CannotCreate(
-                f"admin socket {self._path}: {error.strerror or error}; "
+                f"admin socket {self._path}: {reason_of(error)}; "
                 "make its directory writable for the agent, or set admin.socket in the policy"
             ) from None
-        self._server = await asyncio.start_unix_server(self._serve, sock=listener, limit=MAX_REQUEST_BYTES)
+        listener.setblocking(False)  # noqa: FBT003 - the method's only argument
+        self._listener = listener
+        self._accepting = asyncio.get_running_loop().create_task(self._accept(listener))
+        self._accepting.add_done_callback(_tell_fault)
 
     async def close(self) -> None:
         """Stop answering and remove the socket."""
-        if self._server is None:
+        if self._listener is None or self._accepting is None:
             return
-        self._server.close()
-        self._server = None
-        # A client accepted in this very turn is known from the next one on.
-        await asyncio.sleep(0)
+        self._accepting.cancel()
+        await asyncio.wait([self._accepting])
+        self._listener.close()
+        self._listener = None
         clients = dict(self._clients)
         for writer in clients.values():
             writer.transport.abort()
@@ -125,19 +137,43 @@ class AdminServer:
         except FileNotFoundError:
             return
         except OSError as error:
-            raise CannotCreate(f"admin socket {self._path}: {error.strerror or error}") from None
+            raise CannotCreate(f"admin socket {self._path}: {reason_of(error)}") from None
         else:
             raise CannotCreate(
                 f"admin socket {self._path}: another circuitloom answers there; stop it, "
                 "or set another admin.socket in this policy"
             )
 
+    async def _accept(self, listener: socket.socket) -> None:
+        """Take clients for ever; asyncio's own server would call a lack of descriptors a fault of ours."""
+        loop = asyncio.get_running_loop()
+        is_told = False
+        while True:
+            try:
+                connection, _ = await loop.sock_accept(listener)
+            except ConnectionAbortedError:
+                continue
+            except OSError as error:
+                if not is_told:
+                    is_told = True
+                    _log.warning("admin socket %s takes no client: %s", self._path, reason_of(error))
+                await asyncio.sleep(ACCEPT_RETRY_SECONDS)
+                continue
+            if is_told:
+                is_told = False
+                _log.info("admin socket %s takes clients again", self._path)
+            if len(self._clients) >= MAX_CLIENTS:
+                connection.close()
+                # Whoever keeps the queue full must not keep the loop from turning.
+                await asyncio.sleep(0)
+                continue
+            reader, writer = await asyncio.open_unix_connection(sock=connection, limit=MAX_REQUEST_BYTES)
+            task = loop.create_task(self._serve(reader, writer))
+            self._clients[task] = writer
+            task.add_done_callback(self._clients.pop)
+            task.add_done_callback(_tell_fault)
+
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        if task is None or len(self._clients) >= MAX_CLIENTS:
-            writer.transport.abort()
-            return
-        self._clients[task] = writer
         try:
             while True:
                 async with asyncio.timeout(None if writer in self._followers else IDLE_SECONDS):
@@ -157,7 +193,6 @@ class AdminServer:
             writer.close()
             with contextlib.suppress(OSError):
                 await writer.wait_closed()
-            del self._clients[task]
 
     def _answer(self, line: bytes, writer: asyncio.StreamWriter) -> Mapping[str, Any]:
         try:
@@ -213,6 +248,12 @@ def follow(path: str) -> Generator[dict[str, Any], None, None]:
         file.readline()
         for line in file:
             yield json.loads(line)
+
+
+def _tell_fault(task: asyncio.Task[None]) -> None:
+    """Let the loop's exception handler know of a fault of our own."""
+    if not task.cancelled():
+        task.result()
 
 
 def ask(path: str, request: Mapping[str, Any]) -> dict[str, Any]:

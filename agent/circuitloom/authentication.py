@@ -21,7 +21,15 @@ import stem.connection
 import stem.socket
 import stem.util.log
 
-from circuitloom.errors import ControlError, ControlProtocolError, ControlRefused, ControlUnreachable
+from circuitloom.errors import (
+    ControlError,
+    ControlProtocolError,
+    ControlRefused,
+    ControlUnreachable,
+    OutOfDescriptors,
+    is_out_of_descriptors,
+    reason_of,
+)
 from circuitloom.policy.types import TorControl, UnixAddress
 
 AUTHENTICATE_TIMEOUT_SECONDS = 2.0
@@ -47,25 +55,28 @@ class _Socket(stem.socket.ControlSocket):  # type: ignore[misc]  # stem has no t
     def _make_socket(self) -> socket.socket:
         address = self._tor.control
         if isinstance(address, UnixAddress):
-            connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            family: int = socket.AF_UNIX
             target: Any = address.path
         else:
             family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
-            connection = socket.socket(family, socket.SOCK_STREAM)
             target = (address.host, address.port)
-        connection.settimeout(AUTHENTICATE_TIMEOUT_SECONDS)
+        connection: socket.socket | None = None
         try:
+            connection = socket.socket(family, socket.SOCK_STREAM)
+            connection.settimeout(AUTHENTICATE_TIMEOUT_SECONDS)
             connection.connect(target)
         except OSError as error:
-            connection.close()
+            if connection is not None:
+                connection.close()
             raise stem.SocketError(error) from error
         return connection
 
     def hand_over(self) -> socket.socket:
         """The connected socket; this object is of no more use."""
-        handed = self._socket.dup()
-        self.discard()
-        return handed  # type: ignore[no-any-return]
+        try:
+            return self._socket.dup()  # type: ignore[no-any-return]
+        finally:
+            self.discard()
 
     def discard(self) -> None:
         """Close our end without a shutdown, which would reach a duplicate as well."""
@@ -88,6 +99,7 @@ def open_control(tor: TorControl) -> socket.socket:
         ControlUnreachable: Nothing answers there.
         ControlRefused: Tor, or the file system, does not let us in.
         ControlProtocolError: Something answers that is not a control port.
+        OutOfDescriptors: No file descriptor is left.
     """
     # stem would log, in its own words, what we report ourselves.
     stem.util.log.get_logger().disabled = True
@@ -101,7 +113,10 @@ def open_control(tor: TorControl) -> socket.socket:
     except Exception as error:  # noqa: BLE001 - stem's own, and whatever its parsers meet in garbage
         connection.discard()
         raise _authentication_error(tor, error) from None
-    handed = connection.hand_over()
+    try:
+        handed = connection.hand_over()
+    except OSError as error:
+        raise _connect_error(tor, error) from None
     handed.settimeout(0)
     return handed
 
@@ -125,7 +140,9 @@ def read_password(path: str) -> str:
                 raise ControlRefused(f"password file {path}: everybody can read it; chmod o-r {path}")
             line = file.read(MAX_PASSWORD_BYTES).split(b"\n", 1)[0].rstrip(b"\r")
     except OSError as error:
-        raise ControlRefused(f"password file {path}: {error.strerror or error}") from None
+        if is_out_of_descriptors(error):
+            raise OutOfDescriptors(f"password file {path}: {reason_of(error)}") from None
+        raise ControlRefused(f"password file {path}: {reason_of(error)}") from None
     if not line:
         raise ControlRefused(f"password file {path}: its first line is empty")
     try:
@@ -135,7 +152,9 @@ def read_password(path: str) -> str:
 
 
 def _connect_error(tor: TorControl, cause: BaseException | None) -> ControlError:
-    reason = getattr(cause, "strerror", None) or str(cause)
+    reason = reason_of(cause) if isinstance(cause, OSError) else str(cause)
+    if is_out_of_descriptors(cause):
+        return OutOfDescriptors(f"cannot connect to Tor at {tor.control}: {reason}")
     if getattr(cause, "errno", None) in {errno.EACCES, errno.EPERM}:
         return ControlRefused(f"control socket {tor.control}: {reason}; {_JOIN_THE_GROUP}")
     return ControlUnreachable(
@@ -145,6 +164,12 @@ def _connect_error(tor: TorControl, cause: BaseException | None) -> ControlError
 
 def _authentication_error(tor: TorControl, error: Exception) -> ControlError:
     """Turn what stem raised into what to do; the first fitting line counts."""
+    met: BaseException | None = error
+    while met is not None:
+        if is_out_of_descriptors(met):
+            return _connect_error(tor, met)
+        # stem reports an unreadable cookie in words only; what it met is the context.
+        met = met.__context__
     at = f"Tor at {tor.control}"
     cookie = getattr(error, "cookie_path", None)
     known: tuple[tuple[tuple[str, ...], type[ControlError], str], ...] = (

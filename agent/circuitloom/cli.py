@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import dataclasses
 import gc
 import io
@@ -25,7 +26,7 @@ from typing import Any
 
 from circuitloom import __version__, logs
 from circuitloom.admin import ask, follow
-from circuitloom.errors import AdminError, CircuitloomError, PolicyError
+from circuitloom.errors import AdminError, CircuitloomError, PolicyError, is_out_of_descriptors, reason_of
 from circuitloom.ledger import copy_of, read_rows
 from circuitloom.model import Order
 from circuitloom.policy import check_policy, read_policy, read_source, schema_text
@@ -38,6 +39,10 @@ from circuitloom.state import state_directory
 from circuitloom.status import explanation_text, plan_text, status_table
 
 EX_USAGE = 64
+EX_OSERR = 71
+
+LOOP_DESCRIPTORS = 3
+"""An event loop's own: what it polls with, and a pair of sockets for signals."""
 
 RELEASE_SECONDS = 10.0
 """systemd waits for ExecStopPost=; a Tor that hangs must not make it wait long."""
@@ -46,7 +51,8 @@ WATCH_SECONDS = 1.0
 
 _EPILOG = """\
 exit codes (sysexits.h): 0 done, 64 wrong arguments, 69 Tor or the agent does not answer,
-70 a fault of circuitloom, 73 a socket cannot be made, 77 Tor refuses us, 78 the policy has faults.
+70 a fault of circuitloom, 71 no file descriptor is left, 73 a socket cannot be made, 77 Tor refuses us,
+78 the policy has faults.
 
 A first try, without touching this machine's Tor:   circuitloom demo
 """
@@ -81,6 +87,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # The reader (head, less) has seen enough; nothing more may be written, at exit either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        # Such as for the event loop; while it runs each place that can lack one says so itself.
+        if not is_out_of_descriptors(error):
+            raise
+        print(f"circuitloom: {reason_of(error)}", file=sys.stderr)
+        return EX_OSERR
     return int(code)
 
 
@@ -103,7 +115,19 @@ def _run(options: argparse.Namespace) -> int:
     async def serve() -> int:
         return await Service(options.policy, policy, state=state_directory(options.state)).run()
 
+    _try_descriptors()
     return asyncio.run(serve())
+
+
+def _try_descriptors() -> None:
+    """Fail for lack of descriptors before asyncio does: a half-made event loop ends with a traceback.
+
+    Raises:
+        OSError: There are not as many as a loop takes.
+    """
+    with contextlib.ExitStack() as opened:
+        for _ in range(LOOP_DESCRIPTORS):
+            opened.callback(os.close, os.open(os.devnull, os.O_RDONLY))
 
 
 def _release(options: argparse.Namespace) -> int:
@@ -124,6 +148,7 @@ def _release(options: argparse.Namespace) -> int:
                 session.close()
 
     try:
+        _try_descriptors()
         handed = asyncio.run(release())
     except TimeoutError:
         print(f"circuitloom: Tor at {tor.control} does not answer", file=sys.stderr)

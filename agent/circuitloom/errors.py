@@ -7,6 +7,7 @@
         * ``ControlRefused``: Tor answers and does not let us in (77, EX_NOPERM)
         * ``ControlProtocolError``: what arrived is not the control protocol (76, EX_PROTOCOL)
         * ``ControlClosed``: the connection ended while a command was waiting (69)
+        * ``OutOfDescriptors``: this process or the machine has no file descriptor left for it (71, EX_OSERR)
     * ``AdminError``: the agent's admin socket cannot be used (69)
     * ``CannotCreate``: a file or socket we own cannot be made (73, EX_CANTCREAT)
     * ``LedgerError``: the ledger of rounds cannot be used (74, EX_IOERR)
@@ -18,6 +19,7 @@ The numbers are those of BSD's sysexits.h.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -34,7 +36,10 @@ __all__ = [
     "LabError",
     "LedgerBusy",
     "LedgerError",
+    "OutOfDescriptors",
     "PolicyError",
+    "is_out_of_descriptors",
+    "reason_of",
 ]
 
 
@@ -103,6 +108,12 @@ class ControlClosed(ControlError):
     """The control connection ended while a command was waiting for its reply."""
 
 
+class OutOfDescriptors(ControlError):
+    """There is no file descriptor left for a control connection; whether Tor is there is not known."""
+
+    exit_code = 71
+
+
 class AdminError(CircuitloomError):
     """The agent's admin socket cannot be used."""
 
@@ -129,3 +140,17 @@ class LabError(CircuitloomError):
     """The private Tor network cannot be started or used."""
 
     exit_code = 69
+
+
+def is_out_of_descriptors(error: BaseException | None) -> bool:
+    """Whether the process (EMFILE) or the machine (ENFILE) has no file descriptor left."""
+    return isinstance(error, OSError) and error.errno in {errno.EMFILE, errno.ENFILE}
+
+
+def reason_of(error: OSError) -> str:
+    """What the system says, and what to do where its words do not tell."""
+    if error.errno == errno.EMFILE:
+        return "no file descriptor is left: raise LimitNOFILE= of circuitloom's unit, or ulimit -n"
+    if error.errno == errno.ENFILE:
+        return "the machine has no file descriptor left: raise fs.file-max (sysctl)"
+    return error.strerror or str(error)

@@ -95,9 +95,13 @@ class Guard:
         """
         self._send([_IN_CHARGE if is_in_charge else _NOT_IN_CHARGE], [])
 
-    def close(self) -> None:
-        """End the child, which has nothing left to give back."""
-        self.beat(is_in_charge=False)
+    def close(self, *, gives_back: bool) -> None:
+        """End the child.
+
+        Args:
+            gives_back: Whether it has to give everything back first.
+        """
+        self.beat(is_in_charge=gives_back)
         self._drop()
 
     def _send(self, data: list[bytes], descriptors: list[int]) -> None:

@@ -6,6 +6,8 @@ Rules of this file:
 * Each connection begins with one pipelined exchange: subscribe, then ask what there is. Events count from
   that answer on; earlier ones are older than it.
 * Nothing is asked of a Tor that another agent serves: this one waits until that one ends.
+* Whoever loses the connection while in charge falls silent until it is back: Tor may still be there, and
+  then the guard has to give back what waits.
 * Tor has to answer a question every few seconds, and the loop has to turn: a connection on which either
   failed is of unknown age and is made anew.
 """
@@ -19,21 +21,24 @@ from dataclasses import dataclass
 
 from circuitloom import wire
 from circuitloom.authentication import open_control, read_cookie
-from circuitloom.errors import ControlError, ControlRefused, ControlUnreachable
+from circuitloom.errors import ControlError, ControlRefused, ControlUnreachable, OutOfDescriptors, reason_of
 from circuitloom.guard import BEAT_SECONDS, SILENCE_SECONDS, Guard
 from circuitloom.lock import TorLock
 from circuitloom.model import LEAVE_UNATTACHED, Connected, Reserved
 from circuitloom.policy.types import TorControl
 from circuitloom.session import Session, connect
-from circuitloom.wire import ControlEvent, Reply
+from circuitloom.wire import AnyEvent, ControlEvent, Reply, TorWarning
 
-EVENTS = ("CIRC", "CIRC_MINOR", "STREAM", "CONF_CHANGED", "SIGNAL", "STATUS_CLIENT")
+EVENTS = ("CIRC", "CIRC_MINOR", "STREAM", "CONF_CHANGED", "SIGNAL", "STATUS_CLIENT", "STATUS_GENERAL")
 RESERVED_OPTIONS = ("VirtualAddrNetworkIPv4", "VirtualAddrNetworkIPv6", "MapAddress")
 
 RECONNECT_INITIAL_SECONDS = 0.1
 RECONNECT_MAX_SECONDS = 2.0
 """Short: streams wait while we are away, and connecting to a local socket costs next to nothing."""
 RECONNECT_JITTER = 0.2
+
+GUARD_RETRY_SECONDS = 5.0
+"""Between attempts to give the guard what it lacks; opening its connection keeps the loop from turning."""
 
 PING_SECONDS = 5.0
 PING_TIMEOUT_SECONDS = 10.0
@@ -104,7 +109,10 @@ class Link:
         self._turned_at = self._loop.time()
         self._ended = asyncio.Event()
         self._is_synchronised = False
+        self._is_silent = False
         self._guard = Guard()
+        self._guard_lack = ""
+        self._equip_guard_at: float | None = None
         self._lock = TorLock()
         self.session: Session | None = None
         self.tor_version = ""
@@ -161,18 +169,24 @@ class Link:
             self._turned_at = self._loop.time()
             if self._guard.is_missing:
                 self.start_guard()
-                if self._is_synchronised:
-                    self._tell_guard()
+                self._equip_guard_at = self._turned_at
+            if self._equip_guard_at is not None and self._equip_guard_at <= self._turned_at:
+                self._equip_guard()
             self.beat()
             await asyncio.sleep(BEAT_SECONDS)
 
     def beat(self) -> None:
         """Tell the guard who is in charge, now: before the takeover is sent, and after it is undone."""
-        self._guard.beat(is_in_charge=self._events.is_in_charge())
+        if not self._is_silent:
+            self._guard.beat(is_in_charge=self._events.is_in_charge())
 
-    def close(self) -> None:
-        """End the guard and leave Tor to another agent, after everything was given back."""
-        self._guard.close()
+    def close(self, *, is_given_back: bool) -> None:
+        """End the guard and leave Tor to another agent.
+
+        Args:
+            is_given_back: Whether Tor assigns all streams; else the guard sees to it before it ends.
+        """
+        self._guard.close(gives_back=not is_given_back)
         self._lock.release()
 
     # --- the connection ------------------------------------------------------------------------------------
@@ -192,21 +206,31 @@ class Link:
             self._require(reply)
             if not (reply.is_ok and options):
                 return
-            if not self._lock.acquire(cookie[0] if cookie else None):
+            try:
+                is_ours = self._lock.acquire(cookie[0] if cookie else None)
+            except OSError as error:
+                session.close(OutOfDescriptors(f"Tor's cookie cannot be locked: {reason_of(error)}"))
+                return
+            if not is_ours:
                 session.close(ControlRefused("another circuitloom serves this Tor; it has to end first"))
                 return
             values = reply.values()
             self.tor_version = values.get("version", "")
             self._is_synchronised = True
-            self._tell_guard()
+            self._is_silent = False
+            self._equip_guard()
             self._ping_sent_at = None
             self.disconnected_reason = ""
             _log.info("connected to Tor %s at %s", self.tor_version, self._tor.control)
+            is_waited_for = options[0].values().get(LEAVE_UNATTACHED) == "1"
+            if is_waited_for:
+                # Somebody left streams waiting: from here on the guard answers for them, whatever we do next.
+                self._guard.beat(is_in_charge=True)
             self._events.connected(
                 Connected(
                     circuits=wire.parse_circuits(values.get("circuit-status", "")),
                     streams=wire.parse_streams(values.get("stream-status", "")),
-                    leave_unattached=options[0].values().get(LEAVE_UNATTACHED) == "1",
+                    leave_unattached=is_waited_for,
                     reserved=wire.parse_reserved(options[0]),
                     secret=read_cookie(cookie[0]) if cookie else None,
                 )
@@ -226,13 +250,15 @@ class Link:
         if not reply.is_ok and self.session is not None:
             self.session.close(ControlUnreachable(f"Tor refused ({reply.text})"))
 
-    def _on_event(self, event: ControlEvent) -> None:
+    def _on_event(self, event: AnyEvent) -> None:
         if not self._is_synchronised:
             return
         if self._loop.time() - self._turned_at > SILENCE_SECONDS:
             self._end_standstill()
-            return
-        self._events.event(event)
+        elif isinstance(event, TorWarning):
+            _tell_warning(event)
+        else:
+            self._events.event(event)
 
     def _end_standstill(self) -> None:
         """Start anew after a standstill: the guard may have given back meanwhile.
@@ -255,6 +281,7 @@ class Link:
     def _on_closed(self, error: Exception | None) -> None:
         self.session = None
         self._ping_sent_at = None
+        self._is_silent = self._is_silent or self._events.is_in_charge()
         self._ended.set()
         if error is None:
             self._tell("Tor closed the control connection")
@@ -278,11 +305,36 @@ class Link:
         try:
             self._guard.start()
         except OSError as error:
-            _log.warning("no guard process (%s); only systemd gives back after a kill", error.strerror)
+            self._tell_lack(f"no guard process ({reason_of(error)})")
 
-    def _tell_guard(self) -> None:
-        """Hand the guard a connection of its own."""
+    def _equip_guard(self) -> None:
+        """Hand the guard a connection of its own, now or as soon as one can be had."""
+        self._equip_guard_at = None
+        if not self._is_synchronised or self._guard.pid is None:
+            # Whoever changes that calls again.
+            return
         try:
             self._guard.hand_over(open_control(self._tor))
         except ControlError as error:
-            _log.warning("no control connection for the guard (%s)", error)
+            self._equip_guard_at = self._loop.time() + GUARD_RETRY_SECONDS
+            self._tell_lack(f"no control connection for the guard ({error})")
+        else:
+            if self._guard_lack:
+                _log.info("the guard is ready again")
+            self._guard_lack = ""
+
+    def _tell_lack(self, lack: str) -> None:
+        """Say once what the guard lacks; it is tried again."""
+        if lack != self._guard_lack:
+            self._guard_lack = lack
+            _log.warning("%s; until then only systemd gives back after a kill", lack)
+
+
+def _tell_warning(warning: TorWarning) -> None:
+    """Say what ails Tor, where that concerns the streams; Tor itself repeats none of these soon."""
+    if warning.action == "TOO_MANY_CONNECTIONS":
+        _log.warning(
+            "Tor has no file descriptor left and takes no new stream: raise LimitNOFILE= of Tor's unit"
+        )
+    elif warning.action == "CLOCK_JUMPED":
+        _log.warning("Tor's clock jumped: it gives up circuits, which are built again")

@@ -11,6 +11,8 @@ import contextlib
 import fcntl
 import os
 
+from circuitloom.errors import is_out_of_descriptors
+
 
 class TorLock:
     """The right to attach the streams of one Tor."""
@@ -26,12 +28,17 @@ class TorLock:
 
         Returns:
             False if another agent has it.
+
+        Raises:
+            OSError: This process has no file descriptor left for it.
         """
         if cookie_path is None:
             return True
         try:
             descriptor = os.open(cookie_path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        except OSError:
+        except OSError as error:
+            if is_out_of_descriptors(error) and self._descriptor is None:
+                raise
             # It was readable a moment ago, or we would not be here; nobody is helped by waiting.
             return True
         if self._descriptor is not None and os.path.samestat(

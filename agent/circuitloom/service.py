@@ -170,18 +170,19 @@ class Service:
         self._status_text = self._status_line()
         self._notifier.ready(self._status_text)
         _log.info("started with %s: %d circuits", self._policy_path, len(self._policy.slots))
+        is_given_back = False
         try:
             await self._stop.wait()
             self._notifier.stopping()
             connecting.cancel()
             self._link.is_stopping = True
             self._save_state()
-            await asyncio.gather(self._give_everything_back(), self._conductor.stop())
+            is_given_back, _ = await asyncio.gather(self._give_everything_back(), self._conductor.stop())
         finally:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            self._link.close()
+            self._link.close(is_given_back=is_given_back)
             await self._admin.close()
         _log.info("stopped")
         return 70 if self._failure else 0
@@ -391,8 +392,12 @@ class Service:
         self._conductor.apply(self._policy)
         _log.info("reloaded %s: %d circuits", self._policy_path, len(policy.slots))
 
-    async def _give_everything_back(self) -> None:
-        """Give back over the connection we have, or over a new one when it was lost a moment ago."""
+    async def _give_everything_back(self) -> bool:
+        """Give back over the connection we have, or over a new one when it was lost a moment ago.
+
+        Returns:
+            Whether it was done; else it is the guard's task.
+        """
         self._handle(StopRequested())
         try:
             async with asyncio.timeout(STOP_SECONDS):
@@ -405,6 +410,7 @@ class Service:
                 finally:
                     session.close()
                 _log.info("Tor assigns all streams again, %d waited", handed)
+                return True
         except ControlUnreachable:
             _log.info("Tor is not there: nothing to give back")
         except (CircuitloomError, TimeoutError) as error:
@@ -412,6 +418,7 @@ class Service:
                 "could not give everything back (%s); run: circuitloom release",
                 error if str(error) else "time is up",
             )
+        return False
 
     def _on_task_done(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and task.exception() is not None:

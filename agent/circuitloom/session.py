@@ -19,7 +19,7 @@ from circuitloom import wire
 from circuitloom.authentication import open_control
 from circuitloom.errors import ControlClosed, ControlProtocolError, ControlRefused
 from circuitloom.policy.types import TorControl, UnixAddress
-from circuitloom.wire import ControlCodec, ControlEvent, Reply
+from circuitloom.wire import AnyEvent, ControlCodec, Reply
 
 OnReply = Callable[[Reply], None]
 
@@ -40,7 +40,7 @@ class Session(asyncio.Protocol):
     def __init__(
         self,
         *,
-        on_event: Callable[[ControlEvent], None],
+        on_event: Callable[[AnyEvent], None],
         on_turn: Callable[[], None],
         on_closed: Callable[[Exception | None], None],
     ) -> None:
@@ -165,7 +165,7 @@ class Session(asyncio.Protocol):
 async def connect(
     tor: TorControl,
     *,
-    on_event: Callable[[ControlEvent], None],
+    on_event: Callable[[AnyEvent], None],
     on_turn: Callable[[], None],
     on_closed: Callable[[Exception | None], None],
 ) -> Session:

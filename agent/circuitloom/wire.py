@@ -61,6 +61,7 @@ _ESCAPED = re.compile(r"\\([0-7]{1,3}|.)", re.DOTALL)
 _ESCAPES = {"n": "\n", "r": "\r", "t": "\t"}
 _ID = re.compile(r"[A-Za-z0-9]{1,16}")  # StreamID and CircuitID, control-spec 2.4
 _HOP = re.compile(r"\$?([0-9A-Fa-f]{40})(?:[~=]([A-Za-z0-9]{1,19}))?")
+_WARNINGS = ("WARN ", "ERR ")
 _READY = frozenset({"ENOUGH_DIR_INFO", "CIRCUIT_ESTABLISHED"})
 
 
@@ -100,8 +101,22 @@ OK = Reply(250, ("OK",))
 
 _OK_LINE = "250 OK"
 
+
+class TorWarning(NamedTuple):
+    """A STATUS_GENERAL event of severity WARN or ERR: something ails Tor as a whole.
+
+    Attributes:
+        action: What, in Tor's word, such as ``CLOCK_JUMPED`` (control-spec 4.1.10).
+    """
+
+    action: str
+
+
 ControlEvent = StreamEvent | CircuitEvent | ConfChanged | SignalReceived | NetworkReady
-Message = Reply | ControlEvent
+"""What the core takes."""
+
+AnyEvent = ControlEvent | TorWarning
+Message = Reply | AnyEvent
 
 
 class ControlCodec:
@@ -381,21 +396,24 @@ def _parse_path(text: str) -> tuple[Hop, ...]:
     return tuple(hops)
 
 
-def _parse_event(lines: tuple[str, ...]) -> ControlEvent | None:
+def _parse_event(lines: tuple[str, ...]) -> AnyEvent | None:
     kind, _, rest = lines[0].partition(" ")
+    event: AnyEvent | None = None
     match kind:
         case "STREAM":
-            return parse_stream(rest)
+            event = parse_stream(rest)
         case "CIRC" | "CIRC_MINOR":
-            return parse_circuit(rest)
+            event = parse_circuit(rest)
         case "CONF_CHANGED":
-            return ConfChanged(dict(_parse_option(line) for line in lines[1:] if line != "OK"))
+            event = ConfChanged(dict(_parse_option(line) for line in lines[1:] if line != "OK"))
         case "SIGNAL":
-            return SignalReceived(rest)
+            event = SignalReceived(rest)
         case "STATUS_CLIENT":
             words = rest.split(" ")
-            return NetworkReady() if len(words) > 1 and words[1] in _READY else None
-    return None
+            event = NetworkReady() if len(words) > 1 and words[1] in _READY else None
+        case "STATUS_GENERAL" if rest.startswith(_WARNINGS):
+            event = TorWarning(rest.split(" ", 2)[1])
+    return event
 
 
 def _parse_option(line: str) -> tuple[str, str | None]:

@@ -13,7 +13,7 @@ import sys
 from circuitloom import wire
 from circuitloom.errors import ControlProtocolError
 from circuitloom.model import CircuitEvent, ConfChanged, NetworkReady, SignalReceived, StreamEvent
-from circuitloom.wire import MAX_LINE_BYTES, ControlCodec, Message, Reply
+from circuitloom.wire import MAX_LINE_BYTES, ControlCodec, Message, Reply, TorWarning
 from fuzz.campaign import Case, main
 from fuzz.mutate import cut, mutate
 
@@ -48,6 +48,7 @@ MESSAGES = tuple(
         "650 SIGNAL NEWNYM",
         "650 STATUS_CLIENT NOTICE CIRCUIT_ESTABLISHED",
         "650 STATUS_CLIENT NOTICE BOOTSTRAP PROGRESS=100 TAG=done",
+        "650 STATUS_GENERAL WARN TOO_MANY_CONNECTIONS CURRENT=1024",
         "650+NS\nr one AAAA\n..\n.\n650 OK",
         "250 OK",
         "250 EXTENDED 30",
@@ -167,7 +168,7 @@ def read_on(message: Message) -> None:
         case CircuitEvent():
             assert_one_line(wire.command("CLOSECIRCUIT", message.circuit_id))
             assert all(len(hop.fingerprint) == 40 for hop in message.path)
-        case ConfChanged() | SignalReceived() | NetworkReady():
+        case ConfChanged() | SignalReceived() | NetworkReady() | TorWarning():
             pass
         case _:
             raise AssertionError(f"the codec made a {type(message).__name__}")

@@ -59,9 +59,7 @@ class Agent:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._process is not None and self._process.poll() is None:
-            self._process.kill()
-            self._process.wait(STOP_SECONDS)
+        self.end()
 
     @property
     def process(self) -> subprocess.Popen[bytes]:
@@ -80,6 +78,12 @@ class Agent:
 
     def signal(self, number: signal.Signals) -> None:
         self.process.send_signal(number)
+
+    def end(self) -> None:
+        """Make sure that it does not run."""
+        if self._process is not None and self._process.poll() is None:
+            self._process.kill()
+            self._process.wait(STOP_SECONDS)
 
     def kill(self, *, with_guard: bool = False) -> None:
         """SIGKILL; ``with_guard`` kills its guard first, as the end of a whole control group does."""

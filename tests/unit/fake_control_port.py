@@ -95,10 +95,10 @@ class FakeControlPort:
             for connection in self._connections:
                 self._send(connection, text)
 
-    def hang_up(self) -> None:
-        """End all connections."""
+    def hang_up(self, *, only_first: bool = False) -> None:
+        """End all connections, or the one that was made first: the agent's, where the next is its guard's."""
         with self._heard:
-            for connection in self._connections:
+            for connection in self._connections[:1] if only_first else self._connections:
                 with contextlib.suppress(OSError):
                     connection.shutdown(socket.SHUT_RDWR)
 

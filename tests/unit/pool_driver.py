@@ -46,7 +46,7 @@ from circuitloom.policy.types import (
     WhenNone,
 )
 from circuitloom.pool import CircuitSnapshot, Pool, PoolSnapshot
-from circuitloom.wire import ControlCodec, Reply
+from circuitloom.wire import ControlCodec, Reply, TorWarning
 
 TAKE_OVER = "SETCONF __LeaveStreamsUnattached=1"
 GIVE_BACK = "RESETCONF __LeaveStreamsUnattached"
@@ -123,7 +123,7 @@ class Driver:
         """Whatever Tor sends, with its line ends; no replies."""
         actions: list[Action] = []
         for message in self._codec.feed(text.encode("latin-1")):
-            assert not isinstance(message, Reply)
+            assert not isinstance(message, Reply | TorWarning)
             actions += self.pool.handle(message, now=self.now)
         return self._commands(actions)
 

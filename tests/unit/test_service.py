@@ -61,6 +61,27 @@ def test_mappings_that_change_are_asked_for_again(policy_path: Path, fake: FakeC
     assert serve(policy_path, script) == 0
 
 
+def test_what_ails_tor_is_told_where_it_concerns_streams(
+    policy_path: Path, fake: FakeControlPort, log: pytest.LogCaptureFixture
+) -> None:
+    def script() -> None:
+        fake.wait_for(TAKE_OVER)
+        fake.tell(
+            "STATUS_GENERAL WARN TOO_MANY_CONNECTIONS CURRENT=1024",
+            "STATUS_GENERAL WARN CLOCK_JUMPED TIME=-300",
+            "STATUS_GENERAL WARN DANGEROUS_VERSION CURRENT=0.1",
+        )
+        open_stream(fake, 5)
+        fake.wait_for("ATTACHSTREAM 5 30")
+
+    assert serve(policy_path, script) == 0
+    told = [record.getMessage() for record in log.records if record.levelname == "WARNING"]
+    assert told == [
+        "Tor has no file descriptor left and takes no new stream: raise LimitNOFILE= of Tor's unit",
+        "Tor's clock jumped: it gives up circuits, which are built again",
+    ]
+
+
 # --- refusals ----------------------------------------------------------------------------------------------
 
 

@@ -13,7 +13,7 @@ from circuitloom import wire
 from circuitloom.errors import ControlClosed, ControlProtocolError, ControlRefused
 from circuitloom.policy.types import TorControl
 from circuitloom.session import Session, connect, connect_once, get_info
-from circuitloom.wire import ControlEvent, Reply
+from circuitloom.wire import AnyEvent, Reply
 from unit.fake_control_port import HANG, HANG_UP, FakeControlPort
 
 WAIT_SECONDS = 5.0
@@ -24,7 +24,7 @@ class Ends:
 
     def __init__(self) -> None:
         self.happened: list[object] = []
-        self.on_event: Callable[[ControlEvent], None] = self.happened.append
+        self.on_event: Callable[[AnyEvent], None] = self.happened.append
         self.tor, self._ours = socket.socketpair()
         self.tor.settimeout(0)
         self.closed = asyncio.Event()
@@ -48,7 +48,7 @@ class Ends:
     async def write(self, data: bytes) -> None:
         await asyncio.get_running_loop().sock_sendall(self.tor, data)
 
-    def _on_event(self, event: ControlEvent) -> None:
+    def _on_event(self, event: AnyEvent) -> None:
         self.on_event(event)
 
     def _on_turn(self) -> None:
@@ -219,7 +219,7 @@ def test_a_fault_in_a_callback_reaches_the_loop_and_ends_the_connection() -> Non
     async def body(ends: Ends, session: Session) -> None:
         asyncio.get_running_loop().set_exception_handler(lambda _loop, context: faults.append(context))
 
-        def fail(_event: ControlEvent) -> None:
+        def fail(_event: AnyEvent) -> None:
             raise RuntimeError("a fault")
 
         ends.on_event = fail

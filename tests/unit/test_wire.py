@@ -26,7 +26,7 @@ from circuitloom.model import (
     StreamId,
     StreamStatus,
 )
-from circuitloom.wire import ControlCodec, Message, Reply
+from circuitloom.wire import ControlCodec, Message, Reply, TorWarning
 
 ISOLATION = (
     "CLIENT_PROTOCOL=SOCKS5 NYM_EPOCH=0 SESSION_GROUP=-4 "
@@ -177,6 +177,16 @@ def test_signal_and_network_ready() -> None:
     assert read("650 SIGNAL NEWNYM\r\n") == [SignalReceived("NEWNYM")]
     assert read("650 STATUS_CLIENT NOTICE CIRCUIT_ESTABLISHED\r\n") == [NetworkReady()]
     assert read("650 STATUS_CLIENT\r\n") == []
+
+
+def test_what_ails_tor_as_a_whole() -> None:
+    assert read("650 STATUS_GENERAL WARN TOO_MANY_CONNECTIONS CURRENT=1024\r\n") == [
+        TorWarning("TOO_MANY_CONNECTIONS")
+    ]
+    assert read('650 STATUS_GENERAL ERR BUG REASON="a b"\r\n') == [TorWarning("BUG")]
+    assert read("650 STATUS_GENERAL WARN DANGEROUS_VERSION\r\n") == [TorWarning("DANGEROUS_VERSION")]
+    assert read("650 STATUS_GENERAL NOTICE CLOCK_JUMPED TIME=3\r\n") == []
+    assert read("650 STATUS_GENERAL\r\n") == []
 
 
 def test_reply_values_come_from_lines_and_blocks() -> None:

@@ -14,7 +14,7 @@ import os
 import re
 import stat
 
-from circuitloom.errors import Fault, PolicyError
+from circuitloom.errors import Fault, PolicyError, reason_of
 from circuitloom.policy.wording import escaped
 
 __all__ = ["MAX_BYTES", "decode", "read_source"]
@@ -121,4 +121,4 @@ def _refused(name: str, message: str) -> PolicyError:
 def _reason(error: OSError) -> str:
     if error.errno in _OPEN_ERRORS:
         return _OPEN_ERRORS[error.errno]
-    return f"cannot be read: {error.strerror}"
+    return f"cannot be read: {reason_of(error)}"
