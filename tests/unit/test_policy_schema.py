@@ -22,9 +22,12 @@ from circuitloom.policy import (
     Log,
     LogFormat,
     LogLevel,
+    OnFailure,
     Policy,
     Rebuild,
     Role,
+    Rounds,
+    Schedule,
     Slot,
     TorControl,
     WhenExceeded,
@@ -120,6 +123,8 @@ def test_keys_without_default_are_those_whose_description_says_how() -> None:
         "max_streams",
         "max_circuits",
         "slots_per_key",
+        "rounds",
+        "env",
         "after",
     }
 
@@ -132,6 +137,8 @@ def test_keys_without_default_are_those_whose_description_says_how() -> None:
         (("failover", "when_none"), WhenNone),
         (("log", "level"), LogLevel),
         (("log", "format"), LogFormat),
+        (("rounds", "schedule"), Schedule),
+        (("rounds", "on_failure"), OnFailure),
     ],
 )
 def test_enums_are_those_of_the_code(path: tuple[str, str], enum: type) -> None:
@@ -174,6 +181,12 @@ def test_schema_defaults_are_the_defaults_of_the_dataclasses() -> None:
     assert expected == parse_policy(MINIMAL, name="minimal")
 
 
+def test_the_defaults_of_rounds_are_those_of_the_dataclass() -> None:
+    policy = parse_policy(MINIMAL + b"rounds: {command: [/hook]}\n", name="minimal")
+
+    assert Rounds(("/hook",)) == policy.rounds
+
+
 def test_every_key_reaches_the_dataclasses() -> None:
     # What differs from every default must differ in the result.
     policy = parse_policy(
@@ -192,11 +205,14 @@ circuits:
 failover:
   redispatch: {after: 2500ms}
   when_none: hold
+  when_contended: stand-aside
   min_active: 1
   rebuild: {initial: 250ms, max: 2h, jitter: 5%%}
   retry: {attempts: 4, budget: 50%%, exhausted: close}
 log: {level: debug, format: plain}
 admin: {socket: /s}
+rounds: {command: [/h, x], interval: 9s, first_after: 1s, rounds: 4, schedule: every-circuit, timeout: 8s,
+  env: [A, B=c], on_failure: drain, require_probe: false}
 """
         % (b"ab" * 20, b"CD" * 20),
         name="all",
@@ -219,9 +235,12 @@ admin: {socket: /s}
         "failover=Failover(when_none=<WhenNone.HOLD: 'hold'>, min_active=1, "
         "rebuild=Rebuild(initial_seconds=0.25, max_seconds=7200.0, jitter=0.05), "
         "retry=Retry(attempts=4, budget=0.5, exhausted=<WhenExhausted.CLOSE: 'close'>), "
-        "redispatch_seconds=2.5), "
+        "redispatch_seconds=2.5, when_contended=<WhenContended.STAND_ASIDE: 'stand-aside'>), "
         "log=Log(level=<LogLevel.DEBUG: 'debug'>, format=<LogFormat.PLAIN: 'plain'>), "
-        "admin=Admin(socket='/s'))"
+        "admin=Admin(socket='/s'), "
+        "rounds=Rounds(command=('/h', 'x'), interval_seconds=9.0, first_after_seconds=1.0, rounds=4, "
+        "schedule=<Schedule.EVERY_CIRCUIT: 'every-circuit'>, timeout_seconds=8.0, env=('A', 'B=c'), "
+        "on_failure=<OnFailure.DRAIN: 'drain'>, require_probe=False))"
     )
 
 

@@ -23,12 +23,16 @@ from circuitloom.policy.types import (
     Log,
     LogFormat,
     LogLevel,
+    OnFailure,
     Policy,
     Rebuild,
     Retry,
     Role,
+    Rounds,
+    Schedule,
     Slot,
     TorControl,
+    WhenContended,
     WhenExceeded,
     WhenExhausted,
     WhenNone,
@@ -119,10 +123,29 @@ def _build(data: dict[str, Any]) -> Policy:
                 budget=parse_percentage(retry["budget"]),
                 exhausted=WhenExhausted(retry["exhausted"]),
             ),
+            when_contended=WhenContended(data["failover"]["when_contended"]),
             redispatch_seconds=None if redispatch is None else parse_duration(redispatch),
         ),
         log=Log(level=LogLevel(data["log"]["level"]), format=LogFormat(data["log"]["format"])),
         admin=Admin(data["admin"]["socket"]),
+        rounds=_build_rounds(data["rounds"]),
+    )
+
+
+def _build_rounds(data: dict[str, Any]) -> Rounds | None:
+    # Without a command there is no such section: its other keys are only the schema's defaults.
+    if "command" not in data:
+        return None
+    return Rounds(
+        command=tuple(data["command"]),
+        interval_seconds=parse_duration(data["interval"]),
+        first_after_seconds=parse_duration(data["first_after"]),
+        rounds=data.get("rounds"),
+        schedule=Schedule(data["schedule"]),
+        timeout_seconds=parse_duration(data["timeout"]),
+        env=tuple(data.get("env", ())),
+        on_failure=OnFailure(data["on_failure"]),
+        require_probe=data["require_probe"],
     )
 
 
