@@ -367,10 +367,7 @@ def _parser() -> argparse.ArgumentParser:
     rounds.add_argument(
         "--last", type=_row_count, default=20, metavar="N", help="rows of the table (default: 20)"
     )
-    rounds.add_argument(
-        "--socket", metavar="PATH", help=f"the admin socket (default: {DEFAULT_ADMIN_SOCKET})"
-    )
-    rounds.add_argument("--policy", metavar="POLICY", help="take the admin socket from this policy")
+    _add_socket(rounds)
     rounds.add_argument("--state", metavar="DIR", help="read the ledger in this state directory instead")
     rounds.set_defaults(command=_rounds)
 

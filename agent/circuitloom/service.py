@@ -112,14 +112,6 @@ class Service:
             uniform=self._random.random,
             watchdog_seconds=watchdog_seconds(),
         )
-        agent = Agent(
-            policy=lambda: self._pool.policy,
-            status=self._status_document,
-            give=self._handle,
-            read=lambda: read_policy(self._policy_path),
-            apply=self._apply,
-            explain=lambda stream_id: self._pool.explain(stream_id, now=self._loop.time()),
-        )
         self._conductor = Conductor(
             state,
             ConductorEvents(
@@ -129,10 +121,16 @@ class Service:
                 replace=self._replace_circuit,
             ),
         )
+        agent = Agent(
+            policy=lambda: self._pool.policy,
+            status=self._status_document,
+            give=self._handle,
+            read=lambda: read_policy(self._policy_path),
+            apply=self._apply,
+            explain=lambda stream_id: self._pool.explain(stream_id, now=self._loop.time()),
+        )
         self._admin = AdminServer(
-            policy.admin.socket,
-            {**commands(agent), "rounds": self._conductor.answer},
-            changing=CHANGING,
+            policy.admin.socket, commands(agent) | {"rounds": self._conductor.answer}, changing=CHANGING
         )
         self._carry_out: dict[type[Any], Callable[[Any], None]] = {
             TakeOver: self._take_over,

@@ -39,15 +39,16 @@ def test_no_destination_and_no_socks_name_or_password_is_told_anywhere(
         fake.wait_for(TAKE_OVER)
         listening = threading.Thread(target=follow_all, daemon=True)
         listening.start()
-        for number, end in ((1, "CLOSED"), (2, "FAILED"), (3, "DETACHED")):
+        # In turn over the two circuits.
+        for number, circuit, end in ((1, "30", "CLOSED"), (2, "31", "FAILED"), (3, "30", "DETACHED")):
             birth = STREAM.format("0", "SOURCE_ADDR=203.0.113.99:4711 PURPOSE=USER ")
             fake.tell(
                 f"STREAM {number} NEW {birth}", f"STREAM {number} CONTROLLER_WAIT {STREAM.format('0', '')}"
             )
             fake.wait_for(f"ATTACHSTREAM {number} ")
             fake.tell(
-                f"STREAM {number} SENTCONNECT {STREAM.format('30', '')}",
-                f"STREAM {number} {end} {STREAM.format('30', 'REASON=END REMOTE_REASON=MISC ')}",
+                f"STREAM {number} SENTCONNECT {STREAM.format(circuit, '')}",
+                f"STREAM {number} {end} {STREAM.format(circuit, 'REASON=END REMOTE_REASON=MISC ')}",
             )
         fake.tell('CIRC 30 CLOSED REASON=DESTROYED SOCKS_USERNAME="marked-user"', "STREAM broken")
         for arguments in (["status"], ["status", "--json"], ["explain"], ["explain", "--json"]):

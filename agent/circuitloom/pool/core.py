@@ -176,11 +176,6 @@ class Pool:
         self._decisions.remember(actions, now)
         return actions
 
-    def explain(self, stream_id: StreamId | None, *, now: float) -> Explanation:
-        """Why this stream, or each of the last ones, went where it went."""
-        stream = None if stream_id is None else self._attacher.streams.get(stream_id)
-        return Explanation(self._decisions.tell(stream_id, now=now), candidates(self._keys, stream))
-
     @property
     def is_ready(self) -> bool:
         """Whether we are connected and enough circuits are BUILT to take over."""
@@ -200,6 +195,11 @@ class Pool:
             circuit.slot.owner.condemn(circuit, now=now)
             self._evaluate(now)
         return actions
+
+    def explain(self, stream_id: StreamId | None, *, now: float) -> Explanation:
+        """Why this stream, or each of the last ones, went where it went."""
+        stream = None if stream_id is None else self._attacher.streams.get(stream_id)
+        return Explanation(self._decisions.tell(stream_id, now=now), candidates(self._keys, stream))
 
     def snapshot(self, *, now: float) -> PoolSnapshot:
         """The state as values, for the status."""
