@@ -26,6 +26,7 @@ from circuitloom.policy import (
     Rebuild,
     Role,
     Slot,
+    StickyBy,
     TorControl,
     WhenExceeded,
     WhenExhausted,
@@ -114,7 +115,14 @@ def test_keys_without_default_are_those_whose_description_says_how() -> None:
 
     found = {key for _, part in walk(load_schema()) for key in optional_without_default(part)}
 
-    assert found == {"password_file", "min_active", "max_streams", "max_circuits", "slots_per_key"}
+    assert found == {
+        "password_file",
+        "min_active",
+        "max_streams",
+        "max_circuits",
+        "slots_per_key",
+        "sticky_load",
+    }
 
 
 @pytest.mark.parametrize(
@@ -122,6 +130,7 @@ def test_keys_without_default_are_those_whose_description_says_how() -> None:
     [
         (("balance", "algorithm"), Algorithm),
         (("balance", "isolation"), Isolation),
+        (("balance", "sticky"), StickyBy),
         (("failover", "when_none"), WhenNone),
         (("log", "level"), LogLevel),
         (("log", "format"), LogFormat),
@@ -177,6 +186,8 @@ balance:
   algorithm: least-streams
   max_streams: 7
   isolation: none
+  sticky: source
+  sticky_load: 150%%
   keys: {max_circuits: 5, slots_per_key: 1, idle: 3s, cold_start: tor, wait: 2s, when_exceeded: reject}
 circuits:
   - {name: a, weight: 2, count: 2, max_streams: 9}
@@ -200,7 +211,8 @@ admin: {socket: /s}
         "balance=Balance(algorithm=<Algorithm.LEAST_STREAMS: 'least-streams'>, "
         "isolation=<Isolation.NONE: 'none'>, keys=Keys(max_circuits=5, slots_per_key=1, idle_seconds=3.0, "
         "cold_start=<ColdStart.TOR: 'tor'>, wait_seconds=2.0, "
-        "when_exceeded=<WhenExceeded.REJECT: 'reject'>)), "
+        "when_exceeded=<WhenExceeded.REJECT: 'reject'>), "
+        "sticky=<StickyBy.SOURCE: 'source'>, sticky_load=1.5), "
         "failover=Failover(when_none=<WhenNone.HOLD: 'hold'>, min_active=1, "
         "rebuild=Rebuild(initial_seconds=0.25, max_seconds=7200.0, jitter=0.05), "
         "retry=Retry(attempts=4, budget=0.5, exhausted=<WhenExhausted.CLOSE: 'close'>)), "

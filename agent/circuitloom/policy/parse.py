@@ -27,6 +27,7 @@ from circuitloom.policy.types import (
     Retry,
     Role,
     Slot,
+    StickyBy,
     TorControl,
     WhenExceeded,
     WhenExhausted,
@@ -86,7 +87,7 @@ def _build(data: dict[str, Any]) -> Policy:
     slots = tuple(slot for entry in data["circuits"] for slot in _build_slots(entry, default_max_streams))
     active = sum(slot.role is Role.ACTIVE for slot in slots)
     rebuild, retry = data["failover"]["rebuild"], data["failover"]["retry"]
-    keys = data["balance"]["keys"]
+    keys, sticky_load = data["balance"]["keys"], data["balance"].get("sticky_load")
     return Policy(
         slots=slots,
         tor=TorControl(
@@ -103,6 +104,8 @@ def _build(data: dict[str, Any]) -> Policy:
                 wait_seconds=parse_duration(keys["wait"]),
                 when_exceeded=WhenExceeded(keys["when_exceeded"]),
             ),
+            sticky=StickyBy(data["balance"]["sticky"]),
+            sticky_load=sticky_load and parse_percentage(sticky_load),
         ),
         failover=Failover(
             when_none=WhenNone(data["failover"]["when_none"]),

@@ -16,7 +16,7 @@ from typing import Any
 from circuitloom.errors import Fault
 from circuitloom.policy.nodes import Bad, Document, Listing, Mapping, Scalar
 from circuitloom.policy.schema import load_schema
-from circuitloom.policy.types import Algorithm, Isolation, Policy, Role, TcpAddress
+from circuitloom.policy.types import Algorithm, Isolation, Policy, Role, StickyBy, TcpAddress
 from circuitloom.policy.values import (
     ValueFault,
     check_socket_path,
@@ -37,6 +37,9 @@ _MIN_WAIT_SECONDS, _MAX_WAIT_SECONDS = 0.01, 86_400.0
 
 # Tor gives a waiting stream up itself after SocksTimeout, by default 120 s; then it is too late to hand over.
 _MAX_HELD_SECONDS = 100.0
+
+# These look at no weight: a policy that gives one expects what it does not get.
+_WITHOUT_WEIGHTS = (Algorithm.ROUND_ROBIN, Algorithm.FIRST)
 
 
 def find_semantic_faults(document: Document, faulty: frozenset[Path]) -> Iterator[Fault]:
@@ -71,6 +74,7 @@ def find_warnings(document: Document, policy: Policy) -> Iterator[Fault]:
         yield document.fault(("balance", "isolation"), message)
         if document.node_at(("balance", "keys")) is not None:
             yield document.fault(("balance", "keys"), "this does nothing under `isolation: none`")
+    yield from _sticky_warnings(document, policy)
     for index in range(len(_items(document, ("circuits",)))):
         path: Path = ("circuits", index, "path")
         hops = len(_items(document, path))
@@ -84,6 +88,18 @@ def find_warnings(document: Document, policy: Policy) -> Iterator[Fault]:
                 "with two hops, two relays are enough to link this client to its destinations: use three"
             )
             yield document.fault(path, message)
+
+
+def _sticky_warnings(document: Document, policy: Policy) -> Iterator[Fault]:
+    balance = policy.balance
+    if balance.isolation is Isolation.TOR and balance.sticky in {StickyBy.SOCKS_USER, StickyBy.SOURCE}:
+        message = (
+            "under `isolation: tor` each SOCKS user and each client has circuits of its own, of which it "
+            "would use one: sticky is for `isolation: none`, or by destination"
+        )
+        yield document.fault(("balance", "sticky"), message)
+    if balance.sticky is StickyBy.NONE and balance.sticky_load is not None:
+        yield document.fault(("balance", "sticky_load"), "this does nothing under `sticky: none`")
 
 
 def slot_names(name: str, count: int) -> Sequence[str]:
@@ -196,11 +212,14 @@ def _wait_faults(known: _Known) -> Iterator[Fault]:
 
 
 def _weight_faults(known: _Known, circuits: list[_Circuit]) -> Iterator[Fault]:
-    if known.value("balance", "algorithm") != Algorithm.ROUND_ROBIN:
+    algorithm = known.value("balance", "algorithm")
+    if algorithm not in _WITHOUT_WEIGHTS:
         return
     for circuit in circuits:
         if circuit.weight not in (None, 1):
-            message = "round-robin ignores weights: remove this one, or use `algorithm: weighted-round-robin`"
+            message = (
+                f"{algorithm} ignores weights: remove this one, or use `algorithm: weighted-round-robin`"
+            )
             yield known.document.fault(circuit.path("weight"), message)
 
 

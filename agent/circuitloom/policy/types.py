@@ -21,6 +21,18 @@ class Algorithm(StrEnum):
     ROUND_ROBIN = "round-robin"
     WEIGHTED_ROUND_ROBIN = "weighted-round-robin"
     LEAST_STREAMS = "least-streams"
+    POWER_OF_TWO = "power-of-two"
+    FIRST = "first"
+    RANDOM = "random"
+
+
+class StickyBy(StrEnum):
+    """What streams must have in common to go to one circuit."""
+
+    NONE = "none"
+    SOCKS_USER = "socks-user"
+    DESTINATION = "destination"
+    SOURCE = "source"
 
 
 class Isolation(StrEnum):
@@ -140,11 +152,22 @@ class Keys:
 
 @dataclass(frozen=True, slots=True)
 class Balance:
-    """How streams are spread, and which may share a circuit."""
+    """How streams are spread, and which may share a circuit.
+
+    Attributes:
+        algorithm: How a circuit is chosen.
+        isolation: Which streams may share one.
+        keys: What isolation may cost.
+        sticky: What streams have in common that go to one circuit.
+        sticky_load: Above how many times its part of all streams a circuit takes no more of these; None: no
+            such bound.
+    """
 
     algorithm: Algorithm = Algorithm.WEIGHTED_ROUND_ROBIN
     isolation: Isolation = Isolation.TOR
     keys: Keys = field(default_factory=Keys)
+    sticky: StickyBy = StickyBy.NONE
+    sticky_load: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

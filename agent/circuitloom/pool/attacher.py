@@ -38,6 +38,7 @@ from circuitloom.policy.types import (
     WhenNone,
 )
 from circuitloom.pool.builder import Builder
+from circuitloom.pool.choosing import sticky_value
 from circuitloom.pool.circuits import Circuits
 from circuitloom.pool.isolation import ONE_FOR_ALL, UNKNOWN_KEY, IsolationKey, isolation_key
 from circuitloom.pool.keys import Keys
@@ -196,6 +197,7 @@ class Attacher:
         stream.is_tors = self._tors_own.has(event.target)
         if stream.owner is None:
             stream.key = self._shared_key() or isolation_key(event)
+        stream.sticky = sticky_value(event, self.policy.balance.sticky)
 
     def _on_controller_wait(self, event: StreamEvent) -> None:
         stream = self.streams.get(event.stream_id)
@@ -218,6 +220,8 @@ class Attacher:
         stream = self.streams.get(event.stream_id)
         if stream is not None:
             self._place(stream, event.circuit_id)
+            if stream.is_unanswered and stream.circuit is not None:
+                stream.circuit.connect_time.observe(self.now - stream.attached_at, self.now)
             self._answered(stream)
             stream.state = StreamState.OPEN
 
@@ -229,6 +233,8 @@ class Attacher:
         circuit = stream.circuit
         if circuit is not None and _condemns(event):
             circuit.slot.owner.condemn(circuit, now=self.now)
+        if circuit is not None and event.keywords.get("REASON") == "TIMEOUT":
+            circuit.connect_time.penalise(self.now)
         stream.failures += 1
         stream.tried = (*stream.tried, event.circuit_id)
         self._take_off(stream)
@@ -302,7 +308,7 @@ class Attacher:
             else:
                 self._release(stream, "its circuits are not built yet")
             return
-        circuit = circuits.choose(stream.tried)
+        circuit = circuits.choose(stream.tried, now=self.now, sticky=stream.sticky)
         if circuit is not None:
             self._attach(stream, circuit)
         elif circuits.is_usable:
@@ -350,6 +356,7 @@ class Attacher:
         self._stop_waiting(stream)
         stream.state = StreamState.ATTACHED
         stream.circuit = circuit
+        stream.attached_at = self.now
         stream.is_unanswered = True
         self._unanswered += 1
         if stream.failures:

@@ -15,10 +15,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 
-from circuitloom.balancing import CHOOSERS, Chooser
 from circuitloom.model import Action, Announce, CircuitEvent, CircuitId, CircuitStatus, Severity
 from circuitloom.policy.types import Policy, Role, Slot
 from circuitloom.pool.builder import Builder
+from circuitloom.pool.choosing import new_chooser
 from circuitloom.pool.isolation import UNKNOWN_KEY, IsolationKey
 from circuitloom.pool.slots import Circuit, CircuitState, SlotState
 
@@ -69,14 +69,14 @@ class Circuits:
         self._builder = builder
         self._emit = emit
         self._min_active = policy.failover.min_active
-        self._algorithm = policy.balance.algorithm
-        self._chooser: Chooser = CHOOSERS[self._algorithm]()
+        self._balance = policy.balance
+        self._chooser = new_chooser(self._balance, builder.uniform)
         self.slots: dict[str, SlotState] = {slot.name: SlotState(slot, self) for slot in slots}
         self._outgoing: dict[str, Circuit] = {}
         self._members: dict[Circuit, None] = {}
         self.active_built = 0
         self.backup_built = 0
-        self._set_floor()
+        self._slots_changed()
 
     # --- what the pool asks --------------------------------------------------------------------------------
 
@@ -105,10 +105,24 @@ class Circuits:
         """Whether nothing is left of them in Tor."""
         return not self._members and not any(state.building for state in self.slots.values())
 
-    def choose(self, exclude: Collection[str]) -> Circuit | None:
-        """The circuit for the next stream, or None when there is none below its limit."""
-        circuit_id = self._chooser.choose(exclude)
-        return None if circuit_id is None else self._builder.by_id[CircuitId(circuit_id)]
+    def choose(self, tried: Collection[str], *, now: float, sticky: str | None = None) -> Circuit | None:
+        """The circuit for the next stream, or None when there is none below its limit.
+
+        Args:
+            tried: Ids of circuits that must not be chosen.
+            now: The time (seconds of the pool's clock).
+            sticky: Streams with the same value go to one circuit, if the policy asks for that.
+        """
+        exclude = [
+            circuit.slot.slot.name
+            for circuit_id in tried
+            if (circuit := self._builder.by_id.get(CircuitId(circuit_id))) and circuit.is_candidate
+        ]
+        name = self._chooser.choose(exclude, now=now, sticky=sticky)
+        if name is None:
+            return None
+        state = self.slots.get(name)
+        return self._outgoing[name] if state is None else state.circuit
 
     # --- streams come and go -------------------------------------------------------------------------------
 
@@ -127,7 +141,7 @@ class Circuits:
     def _count_changed(self, circuit: Circuit) -> None:
         is_full = circuit.streams >= circuit.slot.slot.max_streams
         if circuit.is_candidate and not is_full:
-            self._chooser.count_streams(circuit.circuit_id or "", circuit.streams)
+            self._chooser.count_streams(circuit.slot.slot.name, circuit.streams)
         else:
             self._offer(circuit)
 
@@ -265,7 +279,7 @@ class Circuits:
     def replace_policy(self, policy: Policy, slots: Sequence[Slot]) -> None:
         """Keep what both policies name, build what is new, drain what is gone."""
         self._min_active = policy.failover.min_active
-        self._algorithm = policy.balance.algorithm
+        self._balance = policy.balance
         old = {name: circuit.slot for name, circuit in self._outgoing.items()} | self.slots
         self._outgoing = {}
         self.slots = {}
@@ -286,7 +300,7 @@ class Circuits:
             self._builder.unwant(state)
             if state.circuit is not None:
                 self._outgoing[name] = state.circuit
-        self._set_floor()
+        self._slots_changed()
         self._restart_chooser()
         self._dismiss_outgoing()
         for state in self.slots.values():
@@ -329,6 +343,10 @@ class Circuits:
         predecessor, state.circuit, state.is_outdated = state.circuit, circuit, False
         names = ", ".join(hop.nickname or hop.fingerprint[:8] for hop in circuit.path)
         self._say(f"circuit {circuit.label} built: {names}")
+        if predecessor is not None:
+            # Candidates are named by their slots: one leaves before the other joins.
+            predecessor.state = CircuitState.DRAINING
+            self._offer(predecessor)
         self._tiers_changed(state, +1)
         self._offer(circuit)
         if predecessor is not None:
@@ -380,8 +398,9 @@ class Circuits:
 
     # --- the chooser ---------------------------------------------------------------------------------------
 
-    def _set_floor(self) -> None:
-        """A key that gets fewer slots than the policy's floor has all of its own as floor."""
+    def _slots_changed(self) -> None:
+        """Number the slots. A key that gets fewer than the policy's floor has all of its own as floor."""
+        self._order = {name: number for number, name in enumerate(self.slots)}
         active = sum(1 for state in self.slots.values() if state.slot.role is Role.ACTIVE)
         self._floor = min(self._min_active, active)
 
@@ -399,11 +418,17 @@ class Circuits:
         if may_serve == circuit.is_candidate:
             return
         circuit.is_candidate = may_serve
-        circuit_id = circuit.circuit_id or ""
+        slot = circuit.slot.slot
         if may_serve:
-            self._chooser.add(circuit_id, weight=circuit.slot.slot.weight, streams=circuit.streams)
+            self._chooser.add(
+                slot.name,
+                weight=slot.weight,
+                streams=circuit.streams,
+                order=self._order.get(slot.name, len(self._order)),
+                connect_time=circuit.connect_time,
+            )
         else:
-            self._chooser.remove(circuit_id)
+            self._chooser.remove(slot.name)
 
     def _tiers_changed(self, state: SlotState, change: int) -> None:
         """Count a circuit in its tier; when the floor is crossed, backup circuits join or leave."""
@@ -421,7 +446,7 @@ class Circuits:
 
     def _restart_chooser(self) -> None:
         """Start fair again, after weights, limits, tiers or the algorithm changed."""
-        self._chooser = CHOOSERS[self._algorithm]()
+        self._chooser = new_chooser(self._balance, self._builder.uniform)
         built = [state for state in self.slots.values() if state.circuit is not None]
         self.active_built = sum(1 for state in built if state.slot.role is Role.ACTIVE)
         self.backup_built = len(built) - self.active_built

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from ipaddress import ip_address, ip_network
 from typing import TYPE_CHECKING
@@ -41,6 +41,8 @@ class Stream:
         is_tors: Whether only Tor itself can serve it (an onion service, or an address that Tor rewrites).
         key: What isolates it; None: Tor did not say.
         owner: The circuits of its key, once it needed them.
+        sticky: What it sticks by, if the policy asks for that.
+        attached_at: When we attached it last (seconds of the pool's clock).
         circuit: The circuit of ours that it is on, whoever attached it.
         tried: Ids of the circuits that could not connect it.
         failures: How many of them Tor detached it from.
@@ -54,6 +56,8 @@ class Stream:
     is_tors: bool = False
     key: IsolationKey | None = None
     owner: Circuits | None = None
+    sticky: str | None = field(default=None, repr=False)
+    attached_at: float = 0.0
     circuit: Circuit | None = None
     tried: tuple[str, ...] = ()
     failures: int = 0
