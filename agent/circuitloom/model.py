@@ -56,6 +56,18 @@ class CircuitStatus(StrEnum):
     PURPOSE_CHANGED = "PURPOSE_CHANGED"
 
 
+class Purpose(StrEnum):
+    """What a circuit is for (control-spec, EXTENDCIRCUIT).
+
+    GENERAL: Tor itself may use it as well, and sends what applications say early. CONTROLLER: Tor does
+    neither, so a stream on its way can be moved without losing a byte; a RESOLVE attached to it aborts Tor
+    (tor-facts 0).
+    """
+
+    GENERAL = "general"
+    CONTROLLER = "controller"
+
+
 class Severity(StrEnum):
     """How much a line of the log matters; names are syslog's."""
 
@@ -251,17 +263,19 @@ class CloseStream(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class BuildCircuit:
-    """EXTENDCIRCUIT 0; ``build`` comes back in BuildAccepted or BuildRefused.
+    """EXTENDCIRCUIT 0, and SETCIRCUITPURPOSE; ``build`` comes back in BuildAccepted or BuildRefused.
 
     Attributes:
         build: A number that names this attempt.
         name: The policy's name of the circuit.
         path: Fingerprints, or None: Tor chooses.
+        purpose: What Tor is told that it is for.
     """
 
     build: int
     name: str
     path: tuple[str, ...] | None
+    purpose: Purpose = Purpose.GENERAL
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,6 +42,7 @@ from circuitloom.model import (
     Disconnected,
     Event,
     GiveBack,
+    Purpose,
     ReleaseStream,
     Severity,
     StopRequested,
@@ -247,7 +248,11 @@ class Service:
     def _build(self, action: BuildCircuit) -> None:
         def take(reply: Reply) -> None:
             if reply.is_ok:
-                self._handle(BuildAccepted(action.build, wire.extended_circuit_id(reply)))
+                circuit_id = wire.extended_circuit_id(reply)
+                if action.purpose is not Purpose.GENERAL:
+                    # Refused only for a circuit that is gone already; events tell both.
+                    self._send(wire.set_circuit_purpose(circuit_id, action.purpose), ignore_reply)
+                self._handle(BuildAccepted(action.build, circuit_id))
             else:
                 self._handle(BuildRefused(action.build, reply.text))
 

@@ -24,6 +24,7 @@ from circuitloom.model import (
     ConfChanged,
     Hop,
     NetworkReady,
+    Purpose,
     Reserved,
     SignalReceived,
     StreamEvent,
@@ -303,6 +304,11 @@ def extend_circuit(path: Iterable[str] | None) -> bytes:
     if path is None:
         return command("EXTENDCIRCUIT", TOR_CHOOSES)
     return command("EXTENDCIRCUIT", TOR_CHOOSES, ",".join(f"${fingerprint}" for fingerprint in path))
+
+
+def set_circuit_purpose(circuit_id: CircuitId, purpose: Purpose) -> bytes:
+    """SETCIRCUITPURPOSE; EXTENDCIRCUIT's own purpose works only where the path is given (measured)."""
+    return command("SETCIRCUITPURPOSE", circuit_id, f"purpose={purpose}")
 
 
 def extended_circuit_id(reply: Reply) -> CircuitId:

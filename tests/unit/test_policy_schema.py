@@ -122,6 +122,7 @@ def test_keys_without_default_are_those_whose_description_says_how() -> None:
         "max_circuits",
         "slots_per_key",
         "sticky_load",
+        "after",
     }
 
 
@@ -186,14 +187,19 @@ balance:
   algorithm: least-streams
   max_streams: 7
   isolation: none
+  purpose: controller
   sticky: source
   sticky_load: 150%%
   keys: {max_circuits: 5, slots_per_key: 1, idle: 3s, cold_start: tor, wait: 2s, when_exceeded: reject}
 circuits:
   - {name: a, weight: 2, count: 2, max_streams: 9}
   - {name: b, role: backup, path: [$%s~x, %s=y]}
-failover: {when_none: hold, min_active: 1, rebuild: {initial: 250ms, max: 2h, jitter: 5%%},
-  retry: {attempts: 4, budget: 50%%, exhausted: close}}
+failover:
+  redispatch: {after: 2500ms}
+  when_none: hold
+  min_active: 1
+  rebuild: {initial: 250ms, max: 2h, jitter: 5%%}
+  retry: {attempts: 4, budget: 50%%, exhausted: close}
 log: {level: debug, format: plain}
 admin: {socket: /s}
 """
@@ -203,19 +209,23 @@ admin: {socket: /s}
 
     assert repr(policy) == (
         "Policy(slots=("
-        "Slot(name='a-1', weight=2, role=<Role.ACTIVE: 'active'>, path=None, max_streams=9), "
-        "Slot(name='a-2', weight=2, role=<Role.ACTIVE: 'active'>, path=None, max_streams=9), "
+        "Slot(name='a-1', weight=2, role=<Role.ACTIVE: 'active'>, path=None, max_streams=9, "
+        "purpose=<Purpose.CONTROLLER: 'controller'>), "
+        "Slot(name='a-2', weight=2, role=<Role.ACTIVE: 'active'>, path=None, max_streams=9, "
+        "purpose=<Purpose.CONTROLLER: 'controller'>), "
         "Slot(name='b', weight=1, role=<Role.BACKUP: 'backup'>, "
-        f"path=('{'AB' * 20}', '{'CD' * 20}'), max_streams=7)), "
+        f"path=('{'AB' * 20}', '{'CD' * 20}'), max_streams=7, "
+        "purpose=<Purpose.CONTROLLER: 'controller'>)), "
         "tor=TorControl(control=TcpAddress(host='::1', port=9151), password_file='/p'), "
         "balance=Balance(algorithm=<Algorithm.LEAST_STREAMS: 'least-streams'>, "
         "isolation=<Isolation.NONE: 'none'>, keys=Keys(max_circuits=5, slots_per_key=1, idle_seconds=3.0, "
         "cold_start=<ColdStart.TOR: 'tor'>, wait_seconds=2.0, "
-        "when_exceeded=<WhenExceeded.REJECT: 'reject'>), "
+        "when_exceeded=<WhenExceeded.REJECT: 'reject'>), purpose=<Purpose.CONTROLLER: 'controller'>, "
         "sticky=<StickyBy.SOURCE: 'source'>, sticky_load=1.5), "
         "failover=Failover(when_none=<WhenNone.HOLD: 'hold'>, min_active=1, "
         "rebuild=Rebuild(initial_seconds=0.25, max_seconds=7200.0, jitter=0.05), "
-        "retry=Retry(attempts=4, budget=0.5, exhausted=<WhenExhausted.CLOSE: 'close'>)), "
+        "retry=Retry(attempts=4, budget=0.5, exhausted=<WhenExhausted.CLOSE: 'close'>), "
+        "redispatch_seconds=2.5), "
         "log=Log(level=<LogLevel.DEBUG: 'debug'>, format=<LogFormat.PLAIN: 'plain'>), "
         "admin=Admin(socket='/s'))"
     )

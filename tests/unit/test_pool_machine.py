@@ -13,6 +13,7 @@ from circuitloom.model import (
     Disconnected,
     Event,
     NetworkReady,
+    Purpose,
     StopRequested,
 )
 from circuitloom.policy.types import (
@@ -39,6 +40,7 @@ TARGETS = ["example.com:80", "203.0.113.7:443", "abcdefghij.onion:80", "x.relay.
 
 @st.composite
 def policies(draw: st.DrawFn) -> Policy:
+    purpose = draw(st.sampled_from(Purpose))
     names = draw(st.lists(st.sampled_from("abcdef"), min_size=1, max_size=4, unique=True))
     slots = [
         Slot(
@@ -47,6 +49,7 @@ def policies(draw: st.DrawFn) -> Policy:
             role=Role.BACKUP if index and draw(st.booleans()) else Role.ACTIVE,
             path=draw(st.sampled_from([None, None, ("A" * 40, "B" * 40)])),
             max_streams=draw(st.sampled_from([1, 2, 100])),
+            purpose=purpose,
         )
         for index, name in enumerate(names)
     ]
@@ -64,12 +67,16 @@ def policies(draw: st.DrawFn) -> Policy:
                 wait_seconds=5.0,
                 when_exceeded=draw(st.sampled_from(WhenExceeded)),
             ),
+            purpose=purpose,
         ),
         failover=Failover(
             when_none=draw(st.sampled_from(WhenNone)),
             min_active=draw(st.integers(1, active)),
             rebuild=Rebuild(initial_seconds=1.0, max_seconds=8.0, jitter=0.2),
             retry=Retry(draw(st.integers(0, 2)), 0.2, draw(st.sampled_from(WhenExhausted))),
+            redispatch_seconds=draw(st.sampled_from([None, 0.5, 3.0]))
+            if purpose is Purpose.CONTROLLER
+            else None,
         ),
     )
 

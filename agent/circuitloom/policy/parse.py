@@ -6,6 +6,7 @@ import os
 from typing import Any
 
 from circuitloom.errors import Fault, PolicyError
+from circuitloom.model import Purpose
 from circuitloom.policy.document import parse_document
 from circuitloom.policy.schema import fill_defaults, load_schema
 from circuitloom.policy.schema_faults import find_schema_faults, to_data
@@ -83,10 +84,10 @@ def read_policy(path: str | os.PathLike[str]) -> Policy:
 
 def _build(data: dict[str, Any]) -> Policy:
     """The dataclasses of a document without faults, with the schema's defaults filled in."""
-    default_max_streams = data["balance"]["max_streams"]
-    slots = tuple(slot for entry in data["circuits"] for slot in _build_slots(entry, default_max_streams))
+    slots = tuple(slot for entry in data["circuits"] for slot in _build_slots(entry, data["balance"]))
     active = sum(slot.role is Role.ACTIVE for slot in slots)
     rebuild, retry = data["failover"]["rebuild"], data["failover"]["retry"]
+    redispatch = data["failover"]["redispatch"].get("after")
     keys, sticky_load = data["balance"]["keys"], data["balance"].get("sticky_load")
     return Policy(
         slots=slots,
@@ -104,6 +105,7 @@ def _build(data: dict[str, Any]) -> Policy:
                 wait_seconds=parse_duration(keys["wait"]),
                 when_exceeded=WhenExceeded(keys["when_exceeded"]),
             ),
+            purpose=Purpose(data["balance"]["purpose"]),
             sticky=StickyBy(data["balance"]["sticky"]),
             sticky_load=sticky_load and parse_percentage(sticky_load),
         ),
@@ -120,13 +122,14 @@ def _build(data: dict[str, Any]) -> Policy:
                 budget=parse_percentage(retry["budget"]),
                 exhausted=WhenExhausted(retry["exhausted"]),
             ),
+            redispatch_seconds=None if redispatch is None else parse_duration(redispatch),
         ),
         log=Log(level=LogLevel(data["log"]["level"]), format=LogFormat(data["log"]["format"])),
         admin=Admin(data["admin"]["socket"]),
     )
 
 
-def _build_slots(entry: dict[str, Any], default_max_streams: int) -> list[Slot]:
+def _build_slots(entry: dict[str, Any], balance: dict[str, Any]) -> list[Slot]:
     path = entry["path"]
     return [
         Slot(
@@ -134,7 +137,8 @@ def _build_slots(entry: dict[str, Any], default_max_streams: int) -> list[Slot]:
             weight=entry["weight"],
             role=Role(entry["role"]),
             path=None if path == "auto" else tuple(map(parse_fingerprint, path)),
-            max_streams=entry.get("max_streams", default_max_streams),
+            max_streams=entry.get("max_streams", balance["max_streams"]),
+            purpose=Purpose(balance["purpose"]),
         )
         for name in slot_names(entry["name"], entry["count"])
     ]

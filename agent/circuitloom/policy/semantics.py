@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from circuitloom.errors import Fault
+from circuitloom.model import Purpose
 from circuitloom.policy.nodes import Bad, Document, Listing, Mapping, Scalar
 from circuitloom.policy.schema import load_schema
 from circuitloom.policy.types import Algorithm, Isolation, Policy, Role, StickyBy, TcpAddress
@@ -41,6 +42,9 @@ _MAX_HELD_SECONDS = 100.0
 # These look at no weight: a policy that gives one expects what it does not get.
 _WITHOUT_WEIGHTS = (Algorithm.ROUND_ROBIN, Algorithm.FIRST)
 
+# A circuit needs a round trip over three relays to answer; after 10 s Tor takes the stream off by itself.
+_MIN_REDISPATCH_SECONDS, _MAX_REDISPATCH_SECONDS = 0.1, 9.0
+
 
 def find_semantic_faults(document: Document, faulty: frozenset[Path]) -> Iterator[Fault]:
     """Judges how the values fit together.
@@ -54,6 +58,7 @@ def find_semantic_faults(document: Document, faulty: frozenset[Path]) -> Iterato
     yield from _socket_faults(known)
     yield from _rebuild_faults(known)
     yield from _wait_faults(known)
+    yield from _redispatch_faults(known)
     circuits = _read_circuits(known)
     yield from _weight_faults(known, circuits)
     yield from _path_faults(known, circuits)
@@ -209,6 +214,21 @@ def _wait_faults(known: _Known) -> Iterator[Fault]:
         text = known.value(*path)
         if text is not None and not _MIN_WAIT_SECONDS <= parse_duration(text) <= longest:
             yield known.document.fault(path, f"must be from 10ms to {shown}, not {quoted(text)}")
+
+
+def _redispatch_faults(known: _Known) -> Iterator[Fault]:
+    path = ("failover", "redispatch", "after")
+    text = known.value(*path)
+    if text is None:
+        return
+    if not _MIN_REDISPATCH_SECONDS <= parse_duration(text) <= _MAX_REDISPATCH_SECONDS:
+        yield known.document.fault(path, f"must be from 100ms to 9s, not {quoted(text)}")
+    elif known.value("balance", "purpose") == Purpose.GENERAL:
+        message = (
+            "needs `balance.purpose: controller`: a stream that leaves a general circuit on its way "
+            "loses what the application has sent early"
+        )
+        yield known.document.fault(path, message)
 
 
 def _weight_faults(known: _Known, circuits: list[_Circuit]) -> Iterator[Fault]:

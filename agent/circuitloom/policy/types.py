@@ -11,6 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from circuitloom.model import Purpose
+
 DEFAULT_CONTROL_PATH = "/run/tor/control"
 DEFAULT_ADMIN_SOCKET = "/run/circuitloom/admin.sock"
 
@@ -152,7 +154,7 @@ class Keys:
 
 @dataclass(frozen=True, slots=True)
 class Balance:
-    """How streams are spread, and which may share a circuit.
+    """How streams are spread, which may share a circuit, and what the circuits are to Tor.
 
     Attributes:
         algorithm: How a circuit is chosen.
@@ -161,11 +163,13 @@ class Balance:
         sticky: What streams have in common that go to one circuit.
         sticky_load: Above how many times its part of all streams a circuit takes no more of these; None: no
             such bound.
+        purpose: What Tor is told that they are for.
     """
 
     algorithm: Algorithm = Algorithm.WEIGHTED_ROUND_ROBIN
     isolation: Isolation = Isolation.TOR
     keys: Keys = field(default_factory=Keys)
+    purpose: Purpose = Purpose.GENERAL
     sticky: StickyBy = StickyBy.NONE
     sticky_load: float | None = None
 
@@ -180,6 +184,7 @@ class Slot:
         role: Active, or backup.
         path: Fingerprints (40 upper-case hex digits, no ``$``) from the first hop on, or None: Tor chooses.
         max_streams: How many streams it may carry at once.
+        purpose: What it is to Tor.
     """
 
     name: str
@@ -187,6 +192,7 @@ class Slot:
     role: Role = Role.ACTIVE
     path: tuple[str, ...] | None = None
     max_streams: int = 256
+    purpose: Purpose = Purpose.GENERAL
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,12 +229,14 @@ class Failover:
             many must be BUILT before attachment is taken over from Tor.
         retry: What happens to streams that a circuit could not connect.
         rebuild: Backoff of builds.
+        redispatch_seconds: After how long without an answer a stream moves to another circuit; None: never.
     """
 
     when_none: WhenNone = WhenNone.TOR
     min_active: int = 1
     rebuild: Rebuild = field(default_factory=Rebuild)
     retry: Retry = field(default_factory=Retry)
+    redispatch_seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

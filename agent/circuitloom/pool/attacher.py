@@ -2,8 +2,9 @@
 
 Rules of this file:
 
-* A stream is attached only when it is known to wait. A stream that is on its way is never attached again:
-  moving it would lose what the application has sent early (tor-facts 0).
+* A stream is attached only when it is known to wait. One that is on its way is attached again only where
+  moving it cannot lose what the application has sent early: on a circuit of purpose controller (tor-facts 0).
+* A stream that resolves a name never goes to such a circuit: it would abort Tor (tor-facts 0).
 * A stream goes to circuits of its own key only, and to none when its key is not known.
 * Whoever waits here waits for something that is on its way, and not for longer than the policy says, or under
   ``when_none: hold``; everybody else is Tor's, or closed, at once.
@@ -12,7 +13,6 @@ Rules of this file:
 from __future__ import annotations
 
 from collections.abc import Callable
-from heapq import heappop, heappush
 
 from circuitloom.model import (
     TOR_CHOOSES,
@@ -22,6 +22,7 @@ from circuitloom.model import (
     AttachStream,
     CircuitId,
     CloseStream,
+    Purpose,
     ReleaseStream,
     Reserved,
     Severity,
@@ -37,16 +38,19 @@ from circuitloom.policy.types import (
     WhenExhausted,
     WhenNone,
 )
+from circuitloom.pool.blame import Blame
 from circuitloom.pool.builder import Builder
 from circuitloom.pool.choosing import sticky_value
 from circuitloom.pool.circuits import Circuits
 from circuitloom.pool.isolation import ONE_FOR_ALL, UNKNOWN_KEY, IsolationKey, isolation_key
 from circuitloom.pool.keys import Keys
+from circuitloom.pool.retries import Unanswered
 from circuitloom.pool.slots import Circuit, CircuitState
 from circuitloom.pool.streams import Stream, StreamState, TorsOwn, is_directory
+from circuitloom.pool.waiting import Waiting
 
-MIN_RETRIES = 3
-"""Retries that the budget never forbids: a quiet client has to retry too (Envoy: min_retry_concurrency)."""
+_NO_RESOLVE = "only Tor's own circuits resolve names under purpose controller"
+_RESOLVES = frozenset({StreamStatus.NEWRESOLVE, StreamStatus.SENTRESOLVE})
 
 _FATAL_TO_CIRCUIT = frozenset({"MISC", "RESOLVEFAILED", "NOROUTE"})
 """Tor takes no new streams of its own to a circuit after one such END, and soon closes it (tor-facts 0)."""
@@ -80,13 +84,12 @@ class Attacher:
         self._builder = builder
         self._emit = emit
         self._tors_own = TorsOwn(None)
-        self._deadlines: list[tuple[float, StreamId]] = []
-        self._unanswered = 0
-        self._retries = 0
+        self._unanswered = Unanswered()
+        self._blame = Blame()
         self.is_in_charge = False
         self.now = 0.0
         self.streams: dict[StreamId, Stream] = {}
-        self.waiting: dict[StreamId, Stream] = {}
+        self.waiting = Waiting()
         self.attached_total = 0
         self.released_total = 0
         self.failed_total = 0
@@ -121,47 +124,52 @@ class Attacher:
         """Forget every stream; what Tor says next is all there is."""
         self.streams.clear()
         self.waiting.clear()
-        self._deadlines.clear()
-        self._unanswered = self._retries = 0
+        self._unanswered.clear()
 
     def adopt(self, line: StreamEvent) -> None:
         """Take one line of stream-status; NEW there means that it may wait."""
         if is_directory(line) or line.status in {StreamStatus.FAILED, StreamStatus.CLOSED}:
             return
         stream = self.streams[line.stream_id] = Stream(line.stream_id)
+        stream.is_resolve = line.status in _RESOLVES
         match line.status:
             case StreamStatus.SENTCONNECT | StreamStatus.SENTRESOLVE:
                 self._on_sent(line)
             case StreamStatus.SUCCEEDED:
                 self._on_succeeded(line)
             case _:
+                stream.target = line.target
                 stream.is_tors = self._tors_own.has(line.target)
                 stream.key = self._shared_key()
                 self._wait(stream)
 
     def serve_waiting(self) -> None:
         """Try all that wait again, oldest first."""
-        for stream in list(self.waiting.values()):
+        for stream in self.waiting:
             self.serve(stream)
 
     def release_waiting(self, why: str) -> None:
         """Hand all that wait to Tor."""
-        for stream in list(self.waiting.values()):
+        for stream in self.waiting:
             self._release(stream, why)
 
     def next_deadline(self) -> float | None:
         """When ``handle_deadline`` wants to be called (seconds of the pool's clock)."""
-        while self._deadlines and self._deadlines[0][1] not in self.waiting:
-            heappop(self._deadlines)
-        return self._deadlines[0][0] if self._deadlines else None
+        deadline = self.waiting.next_deadline()
+        patience = self.policy.failover.redispatch_seconds
+        sent_at = None if patience is None else self._unanswered.next_sent_at()
+        if patience is None or sent_at is None:
+            return deadline
+        return sent_at + patience if deadline is None else min(deadline, sent_at + patience)
 
     def handle_deadline(self) -> None:
-        """Those that waited long enough are Tor's."""
-        while self._deadlines and self._deadlines[0][0] <= self.now:
-            at, stream_id = heappop(self._deadlines)
-            stream = self.waiting.get(stream_id)
-            if stream is not None and stream.wait_until == at:
-                self._release(stream, "its circuits were not built in time")
+        """Those that waited long enough are Tor's; those that no circuit answered try another."""
+        patience = self.policy.failover.redispatch_seconds
+        if patience is not None:
+            for stream in self._unanswered.overdue(sent_before=self.now - patience):
+                self._redispatch(stream)
+        for stream in self.waiting.expired(self.now):
+            self._release(stream, "its circuits were not built in time")
 
     def check_invariants(self, counts: dict[Circuit, int]) -> None:
         """Assert what must always hold, and count the streams of each circuit; for tests.
@@ -171,7 +179,6 @@ class Attacher:
         """
         for stream_id, stream in self.streams.items():
             assert stream.stream_id == stream_id
-            assert (stream_id in self.waiting) == (stream.state is StreamState.WAITING)
             if stream.circuit is not None:
                 assert stream.state in {StreamState.ATTACHED, StreamState.OPEN}
                 counts[stream.circuit] = counts.get(stream.circuit, 0) + 1
@@ -179,9 +186,11 @@ class Attacher:
                 owner = stream.circuit.slot.owner
                 assert stream.key is not None, "attached without knowing what isolates it"
                 assert owner.key == stream.key, "attached to another key's circuit"
-        assert set(self.waiting) <= set(self.streams)
-        assert self._unanswered == sum(stream.is_unanswered for stream in self.streams.values())
-        assert self._retries == sum(stream.is_retry for stream in self.streams.values())
+                is_fatal = stream.is_resolve and stream.circuit.purpose is Purpose.CONTROLLER
+                assert not is_fatal, "this aborts Tor"
+        held = [stream for stream in self.streams.values() if stream.state is StreamState.WAITING]
+        assert set(self.waiting) == set(held)
+        self._unanswered.check_invariants(iter(self.streams.values()))
         for circuits in self._keys.all:
             assert circuits.streams == sum(stream.owner is circuits for stream in self.streams.values())
 
@@ -194,6 +203,8 @@ class Attacher:
         stream = self.streams.get(event.stream_id)
         if stream is None:
             stream = self.streams[event.stream_id] = Stream(event.stream_id)
+        stream.target = event.target
+        stream.is_resolve = event.status is StreamStatus.NEWRESOLVE
         stream.is_tors = self._tors_own.has(event.target)
         if stream.owner is None:
             stream.key = self._shared_key() or isolation_key(event)
@@ -202,8 +213,9 @@ class Attacher:
     def _on_controller_wait(self, event: StreamEvent) -> None:
         stream = self.streams.get(event.stream_id)
         if stream is None:
-            # Its NEW came before we listened: what isolates it is not known any more.
-            stream = self.streams[event.stream_id] = Stream(event.stream_id)
+            # Its NEW came before we listened: what isolates it, and what it asks for, is not known any more.
+            stream = self.streams[event.stream_id] = Stream(event.stream_id, is_resolve=True)
+            stream.target = event.target
             stream.is_tors = self._tors_own.has(event.target)
             stream.key = self._shared_key()
         # In any other state this is the echo of a move, ours or another controller's (tor-facts 3, 12).
@@ -222,19 +234,26 @@ class Attacher:
             self._place(stream, event.circuit_id)
             if stream.is_unanswered and stream.circuit is not None:
                 stream.circuit.connect_time.observe(self.now - stream.attached_at, self.now)
-            self._answered(stream)
+            self._unanswered.end(stream)
+            self._blame.succeed(stream.target, stream.circuit)
             stream.state = StreamState.OPEN
 
     def _on_detached(self, event: StreamEvent) -> None:
         stream = self.streams.get(event.stream_id)
-        if stream is None:
-            return
-        self._count_failure(stream)
-        circuit = stream.circuit
+        circuit = self._builder.by_id.get(event.circuit_id)
         if circuit is not None and _condemns(event):
             circuit.slot.owner.condemn(circuit, now=self.now)
-        if circuit is not None and event.keywords.get("REASON") == "TIMEOUT":
-            circuit.connect_time.penalise(self.now)
+        if stream is None:
+            return
+        ours = stream.circuit
+        if stream.is_unanswered and ours is not None and ours.circuit_id != event.circuit_id:
+            # Told before Tor read that we had moved it: it is on its way over another circuit already.
+            return
+        if circuit is not None and stream.is_unanswered and not _is_policy(event):
+            self._accuse(stream, circuit)
+        if ours is not None and event.keywords.get("REASON") == "TIMEOUT":
+            ours.connect_time.penalise(self.now)
+        self._count_failure(stream)
         stream.failures += 1
         stream.tried = (*stream.tried, event.circuit_id)
         self._take_off(stream)
@@ -243,6 +262,10 @@ class Attacher:
     def _on_failed(self, event: StreamEvent) -> None:
         stream = self.streams.get(event.stream_id)
         if stream is not None:
+            circuit = stream.circuit
+            if circuit is not None and stream.is_unanswered and event.keywords.get("REASON") == "END":
+                # The exit's last word; the end of a circuit (DESTROY) says nothing of a destination.
+                self._accuse(stream, circuit)
             self._count_failure(stream)
 
     def _on_closed(self, event: StreamEvent) -> None:
@@ -284,9 +307,11 @@ class Attacher:
             self._release(stream, "Tor assigns streams now")
         elif stream.is_tors:
             self._release(stream, "only Tor can serve this address")
+        elif stream.is_resolve and self.policy.balance.purpose is Purpose.CONTROLLER:
+            self._release(stream, _NO_RESOLVE)
         elif stream.key is None:
             self._release(stream, "what isolates it is not known")
-        elif stream.failures and not self._may_retry(stream):
+        elif stream.failures and not self._unanswered.may_retry(stream.failures, self.policy.failover.retry):
             self._give_up(stream)
         else:
             circuits = stream.owner or self._keys.find(stream.key)
@@ -308,8 +333,17 @@ class Attacher:
             else:
                 self._release(stream, "its circuits are not built yet")
             return
-        circuit = circuits.choose(stream.tried, now=self.now, sticky=stream.sticky)
-        if circuit is not None:
+        dead_on = self._blame.circuits_of_dead(stream.target, now=self.now)
+        if dead_on and stream.failures:
+            self._give_up(stream)
+            return
+        circuit = circuits.candidate(dead_on) or circuits.choose(
+            stream.tried, now=self.now, sticky=stream.sticky
+        )
+        if circuit is not None and stream.is_resolve and circuit.purpose is Purpose.CONTROLLER:
+            # Built under another policy, or made so by another controller.
+            self._release(stream, _NO_RESOLVE)
+        elif circuit is not None:
             self._attach(stream, circuit)
         elif circuits.is_usable:
             why = "no other circuit can take it" if stream.tried else "all circuits are full"
@@ -320,7 +354,7 @@ class Attacher:
                     self._release(stream, "no circuit is usable")
                 case WhenNone.HOLD:
                     stream.wait_until = None
-                    self._hold(stream)
+                    self.waiting.hold(stream)
                 case _:
                     self._close(stream, "no circuit is usable")
 
@@ -333,11 +367,36 @@ class Attacher:
             case _:
                 self._close(stream, "no room for circuits of its key")
 
-    def _may_retry(self, stream: Stream) -> bool:
-        retry = self.policy.failover.retry
-        if stream.failures > retry.attempts:
-            return False
-        return self._retries < max(MIN_RETRIES, retry.budget * self._unanswered)
+    def _redispatch(self, stream: Stream) -> None:
+        """Move a stream that its circuit does not answer, if it may and can be; else it stays.
+
+        The move may come too late: then Tor refuses it, and tells of the answer (tor-facts 2).
+        """
+        circuit, circuits = stream.circuit, stream.owner
+        if circuit is None or circuits is None or not self._may_redispatch(circuit):
+            return
+        if not self._unanswered.may_retry(stream.failures + 1, self.policy.failover.retry):
+            return
+        circuit_id = circuit.circuit_id or TOR_CHOOSES
+        circuit.connect_time.penalise(self.now)
+        other = circuits.choose((*stream.tried, circuit_id), now=self.now, sticky=stream.sticky)
+        if other is None or other.purpose is not Purpose.CONTROLLER:
+            return
+        self._accuse(stream, circuit)
+        self._count_failure(stream)
+        stream.failures += 1
+        stream.tried = (*stream.tried, circuit_id)
+        self._take_off(stream)
+        self._attach(stream, other)
+
+    def _may_redispatch(self, circuit: Circuit) -> bool:
+        """Whether a stream on its way over this circuit may be moved, by the policy and without loss."""
+        return self.policy.failover.redispatch_seconds is not None and circuit.purpose is Purpose.CONTROLLER
+
+    def _accuse(self, stream: Stream, circuit: Circuit) -> None:
+        """The stream failed on the circuit: find out whose fault that is."""
+        if self._blame.fail(stream.target, circuit, now=self.now):
+            circuit.slot.owner.replace(circuit)
 
     def _give_up(self, stream: Stream) -> None:
         why = f"failed on {stream.failures} circuits"
@@ -353,15 +412,11 @@ class Attacher:
         return ONE_FOR_ALL if self.policy.balance.isolation is Isolation.NONE else None
 
     def _attach(self, stream: Stream, circuit: Circuit) -> None:
-        self._stop_waiting(stream)
+        self.waiting.remove(stream)
         stream.state = StreamState.ATTACHED
         stream.circuit = circuit
         stream.attached_at = self.now
-        stream.is_unanswered = True
-        self._unanswered += 1
-        if stream.failures:
-            stream.is_retry = True
-            self._retries += 1
+        self._unanswered.begin(stream, circuit, now=self.now, is_timed=self._may_redispatch(circuit))
         state = circuit.slot
         state.attached_total += 1
         self.attached_total += 1
@@ -372,14 +427,7 @@ class Attacher:
 
     def _wait(self, stream: Stream) -> None:
         """Hold the stream until what it needs is there, within bounds."""
-        if stream.wait_until is None:
-            stream.wait_until = self.now + self.policy.balance.keys.wait_seconds
-            heappush(self._deadlines, (stream.wait_until, stream.stream_id))
-        self._hold(stream)
-
-    def _hold(self, stream: Stream) -> None:
-        stream.state = StreamState.WAITING
-        self.waiting[stream.stream_id] = stream
+        self.waiting.hold_until(stream, self.now + self.policy.balance.keys.wait_seconds)
 
     def _release(self, stream: Stream, why: str) -> None:
         self._take_off(stream)
@@ -405,26 +453,14 @@ class Attacher:
             if self.policy.balance.isolation is Isolation.TOR:
                 circuit.slot.owner.mark(circuit, stream.key or UNKNOWN_KEY)
 
-    def _stop_waiting(self, stream: Stream) -> None:
-        self.waiting.pop(stream.stream_id, None)
-        stream.wait_until = None
-
     def _take_off(self, stream: Stream) -> None:
-        self._stop_waiting(stream)
-        self._answered(stream)
+        self.waiting.remove(stream)
+        self._unanswered.end(stream)
         circuit = stream.circuit
         if circuit is not None:
             stream.circuit = None
             if circuit.state is not CircuitState.CLOSED:
                 circuit.slot.owner.remove_stream(circuit)
-
-    def _answered(self, stream: Stream) -> None:
-        if stream.is_unanswered:
-            stream.is_unanswered = False
-            self._unanswered -= 1
-        if stream.is_retry:
-            stream.is_retry = False
-            self._retries -= 1
 
     def _forget(self, stream: Stream) -> None:
         del self.streams[stream.stream_id]
@@ -443,3 +479,8 @@ def _condemns(event: StreamEvent) -> bool:
     """Whether Tor closes the circuit soon because of this stream (tor-facts 0)."""
     reason = event.keywords.get("REASON")
     return reason == "TIMEOUT" or event.keywords.get("REMOTE_REASON") in _FATAL_TO_CIRCUIT
+
+
+def _is_policy(event: StreamEvent) -> bool:
+    """Whether the exit does not serve this port at all, which is nobody's fault."""
+    return event.keywords.get("REMOTE_REASON") == "EXITPOLICY"

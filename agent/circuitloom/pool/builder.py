@@ -89,9 +89,10 @@ class Builder:
             del self._wanted[state]
             self._under_way += 1
             self._build_number += 1
+            slot = state.slot
             circuit = Circuit(state, self._build_number, now + BUILD_TIMEOUT_SECONDS)
             state.building = self._builds[self._build_number] = circuit
-            self._emit(BuildCircuit(self._build_number, state.slot.name, state.slot.path))
+            self._emit(BuildCircuit(self._build_number, slot.name, slot.path, slot.purpose))
 
     def back_off(self, state: SlotState, what: str, now: float) -> None:
         """Try again later; the wait doubles with each failure."""

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 
-from circuitloom.model import Action, Announce, CircuitEvent, CircuitId, CircuitStatus, Severity
+from circuitloom.model import Action, Announce, CircuitEvent, CircuitId, CircuitStatus, Purpose, Severity
 from circuitloom.policy.types import Policy, Role, Slot
 from circuitloom.pool.builder import Builder
 from circuitloom.pool.choosing import new_chooser
@@ -26,7 +26,7 @@ CONDEMNED_REST_SECONDS = 10.0
 """After a failed stream Tor closes a circuit at its next sweep, at most 30 s away, once it has no streams
 (tor-facts 0). Replacing it is worth a build, but not one for each stream of a burst to a dead destination."""
 
-_OUR_PURPOSES = frozenset({"GENERAL", "CONTROLLER"})
+_OUR_PURPOSES = frozenset(Purpose)
 
 
 class Circuits:
@@ -124,6 +124,14 @@ class Circuits:
         state = self.slots.get(name)
         return self._outgoing[name] if state is None else state.circuit
 
+    def candidate(self, circuit_ids: Collection[CircuitId]) -> Circuit | None:
+        """One of these circuits that may take a stream, without a turn of the chooser; None if none may."""
+        for circuit_id in circuit_ids:
+            circuit = self._builder.by_id.get(circuit_id)
+            if circuit is not None and circuit.is_candidate and circuit.slot.owner is self:
+                return circuit
+        return None
+
     # --- streams come and go -------------------------------------------------------------------------------
 
     def add_stream(self, circuit: Circuit) -> None:
@@ -216,6 +224,9 @@ class Circuits:
     def handle_event(self, circuit: Circuit, event: CircuitEvent, *, now: float) -> None:
         """Follow one of our circuits."""
         circuit.created = event.keywords.get("TIME_CREATED", circuit.created)
+        purpose = event.keywords.get("PURPOSE", "").lower()
+        if purpose in _OUR_PURPOSES:
+            circuit.purpose = Purpose(purpose)
         match event.status:
             case CircuitStatus.BUILT:
                 if circuit.state is CircuitState.LAUNCHED:
@@ -224,9 +235,8 @@ class Circuits:
             case CircuitStatus.FAILED | CircuitStatus.CLOSED:
                 self.lose(circuit, _reason(event), now=now)
             case CircuitStatus.PURPOSE_CHANGED:
-                purpose = event.keywords.get("PURPOSE", "")
                 if purpose not in _OUR_PURPOSES:
-                    self.lose(circuit, f"Tor uses it for {purpose}", now=now)
+                    self.lose(circuit, f"Tor uses it for {purpose.upper()}", now=now)
             case _:
                 pass
 
@@ -258,6 +268,15 @@ class Circuits:
             state.is_outdated = True
             self._builder.want_at(state, max(now, circuit.built_at + CONDEMNED_REST_SECONDS))
 
+    def replace(self, circuit: Circuit) -> None:
+        """The circuit fails whatever goes over it: have another at once, and this one until then."""
+        state = circuit.slot
+        if circuit is state.circuit and state.building is None and self._is_kept(state):
+            self._say(f"circuit {circuit.label} fails for several destinations, building another")
+            circuit.failed_targets.clear()
+            state.is_outdated = True
+            self._builder.want(state)
+
     def renew(self) -> None:
         """Replace every circuit, each when its successor is BUILT."""
         for state in self.slots.values():
@@ -285,7 +304,7 @@ class Circuits:
         self.slots = {}
         for slot in slots:
             state = old.pop(slot.name, None) or SlotState(slot, self)
-            is_moved = state.slot.path != slot.path
+            is_moved = (state.slot.path, state.slot.purpose) != (slot.path, slot.purpose)
             state.slot = slot
             self.slots[slot.name] = state
             if is_moved:

@@ -177,7 +177,7 @@ class Pool:
             [state for circuits in self._keys.all for state in circuits.slots.values()]
         )
         assert self._attacher.is_in_charge == self.is_in_charge
-        waiting = self._attacher.waiting.values()
+        waiting = self._attacher.waiting
         if self._attachment in {Attachment.RELEASED, Attachment.STOPPING}:
             assert not waiting
         if self._attachment is Attachment.BALANCING:

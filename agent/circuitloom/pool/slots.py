@@ -7,7 +7,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from circuitloom.balancing import ConnectTime
-from circuitloom.model import CircuitId, Hop
+from circuitloom.model import CircuitId, Hop, Purpose
 from circuitloom.policy.types import Slot
 from circuitloom.pool.isolation import IsolationKey
 
@@ -41,6 +41,8 @@ class Circuit:
         is_candidate: Whether it is in the chooser.
         key: The key of the first stream on it, whoever attached that; None before.
         connect_time: How long it takes to connect a stream.
+        purpose: What Tor says that it is.
+        failed_targets: Destinations that failed on it since one was connected; kept by ``Blame``.
     """
 
     slot: SlotState
@@ -55,6 +57,8 @@ class Circuit:
     is_candidate: bool = False
     key: IsolationKey | None = None
     connect_time: ConnectTime = field(default_factory=ConnectTime)
+    purpose: Purpose = Purpose.GENERAL
+    failed_targets: set[str] = field(default_factory=set, repr=False)
 
     @property
     def label(self) -> str:

@@ -38,6 +38,8 @@ class Stream:
     Attributes:
         stream_id: Tor's id.
         state: Where it is.
+        target: ``host:port`` as its client asked for it; empty when we did not hear of it.
+        is_resolve: Whether it asks for a name or address (or may, for all we know), not for a connection.
         is_tors: Whether only Tor itself can serve it (an onion service, or an address that Tor rewrites).
         key: What isolates it; None: Tor did not say.
         owner: The circuits of its key, once it needed them.
@@ -53,6 +55,8 @@ class Stream:
 
     stream_id: StreamId
     state: StreamState = StreamState.NEW
+    target: str = field(default="", repr=False)
+    is_resolve: bool = False
     is_tors: bool = False
     key: IsolationKey | None = None
     owner: Circuits | None = None
