@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from importlib.resources import files
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ from circuitloom.policy import (
     schema_text,
 )
 from circuitloom.policy.schema import fill_defaults, load_schema
+from circuitloom.policy.types import Match, Overflow, Rule, RuleAction, WhenFull
 from circuitloom.policy.values import ValueFault, parse_control
 
 SCHEMAS = Path(__file__).parents[2] / "schemas"
@@ -122,6 +124,13 @@ def test_keys_without_default_are_those_whose_description_says_how() -> None:
         "max_circuits",
         "slots_per_key",
         "sticky_load",
+        "port",
+        "host",
+        "socks_user",
+        "source",
+        "session_group",
+        "circuits",
+        "action",
         "after",
     }
 
@@ -132,6 +141,7 @@ def test_keys_without_default_are_those_whose_description_says_how() -> None:
         (("balance", "algorithm"), Algorithm),
         (("balance", "isolation"), Isolation),
         (("balance", "sticky"), StickyBy),
+        (("balance", "when_full"), WhenFull),
         (("failover", "when_none"), WhenNone),
         (("log", "level"), LogLevel),
         (("log", "format"), LogFormat),
@@ -147,6 +157,7 @@ def test_enums_are_those_of_the_code(path: tuple[str, str], enum: type) -> None:
     ("path", "enum"),
     [
         (("balance", "keys", "cold_start"), ColdStart),
+        (("balance", "queue", "overflow"), Overflow),
         (("balance", "keys", "when_exceeded"), WhenExceeded),
         (("failover", "retry", "exhausted"), WhenExhausted),
     ],
@@ -157,6 +168,12 @@ def test_nested_enums_are_those_of_the_code(path: tuple[str, str, str], enum: ty
         sub = sub["properties"][key]
 
     assert sub["enum"] == list(enum)  # type: ignore[call-overload]
+
+
+def test_a_rules_actions_are_those_of_the_code() -> None:
+    rule = load_schema()["properties"]["rules"]["items"]
+
+    assert rule["properties"]["action"]["enum"] == list(RuleAction)
 
 
 def test_roles_are_those_of_the_code() -> None:
@@ -190,7 +207,9 @@ balance:
   purpose: controller
   sticky: source
   sticky_load: 150%%
-  keys: {max_circuits: 5, slots_per_key: 1, idle: 3s, cold_start: tor, wait: 2s, when_exceeded: reject}
+  when_full: reject
+  queue: {length: 9, timeout: 8s, overflow: reject}
+  keys: {max_circuits: 5, idle: 3s, cold_start: tor, wait: 2s, when_exceeded: reject}
 circuits:
   - {name: a, weight: 2, count: 2, max_streams: 9}
   - {name: b, role: backup, path: [$%s~x, %s=y]}
@@ -202,6 +221,11 @@ failover:
   retry: {attempts: 4, budget: 50%%, exhausted: close}
 log: {level: debug, format: plain}
 admin: {socket: /s}
+rules:
+  - match: {port: [25, 80-90], host: [.Example.com], socks_user: t*, source: [10.0.0.0/8], session_group: 3}
+    circuits: [a, b]
+  - {match: {port: [443]}, circuits: [a-2]}
+  - action: reject
 """
         % (b"ab" * 20, b"CD" * 20),
         name="all",
@@ -218,16 +242,28 @@ admin: {socket: /s}
         "purpose=<Purpose.CONTROLLER: 'controller'>)), "
         "tor=TorControl(control=TcpAddress(host='::1', port=9151), password_file='/p'), "
         "balance=Balance(algorithm=<Algorithm.LEAST_STREAMS: 'least-streams'>, "
-        "isolation=<Isolation.NONE: 'none'>, keys=Keys(max_circuits=5, slots_per_key=1, idle_seconds=3.0, "
+        "isolation=<Isolation.NONE: 'none'>, keys=Keys(max_circuits=5, slots_per_key=None, idle_seconds=3.0, "
         "cold_start=<ColdStart.TOR: 'tor'>, wait_seconds=2.0, "
         "when_exceeded=<WhenExceeded.REJECT: 'reject'>), purpose=<Purpose.CONTROLLER: 'controller'>, "
-        "sticky=<StickyBy.SOURCE: 'source'>, sticky_load=1.5), "
+        "sticky=<StickyBy.SOURCE: 'source'>, sticky_load=1.5, "
+        "when_full=<WhenFull.REJECT: 'reject'>, "
+        "queue=Queue(length=9, timeout_seconds=8.0, overflow=<Overflow.REJECT: 'reject'>)), "
         "failover=Failover(when_none=<WhenNone.HOLD: 'hold'>, min_active=1, "
         "rebuild=Rebuild(initial_seconds=0.25, max_seconds=7200.0, jitter=0.05), "
         "retry=Retry(attempts=4, budget=0.5, exhausted=<WhenExhausted.CLOSE: 'close'>), "
         "redispatch_seconds=2.5), "
         "log=Log(level=<LogLevel.DEBUG: 'debug'>, format=<LogFormat.PLAIN: 'plain'>), "
-        "admin=Admin(socket='/s'))"
+        "admin=Admin(socket='/s'), "
+        f"rules={policy.rules})"
+    )
+    nowhere = Match()
+    assert policy.rules == (
+        Rule(
+            Match(((25, 25), (80, 90)), ("example.com",), "t*", (ip_network("10.0.0.0/8"),), 3),
+            circuits=frozenset({"a-1", "a-2", "b"}),
+        ),
+        Rule(Match(ports=((443, 443),)), circuits=frozenset({"a-2"})),
+        Rule(nowhere, action=RuleAction.REJECT),
     )
 
 

@@ -23,18 +23,31 @@ from circuitloom.policy.types import (
     Log,
     LogFormat,
     LogLevel,
+    Match,
+    Overflow,
     Policy,
+    Queue,
     Rebuild,
     Retry,
     Role,
+    Rule,
+    RuleAction,
     Slot,
     StickyBy,
     TorControl,
     WhenExceeded,
     WhenExhausted,
+    WhenFull,
     WhenNone,
 )
-from circuitloom.policy.values import parse_control, parse_duration, parse_fingerprint, parse_percentage
+from circuitloom.policy.values import (
+    parse_control,
+    parse_duration,
+    parse_fingerprint,
+    parse_network,
+    parse_percentage,
+    parse_ports,
+)
 
 __all__ = ["check_policy", "parse_policy", "read_policy"]
 
@@ -89,6 +102,7 @@ def _build(data: dict[str, Any]) -> Policy:
     rebuild, retry = data["failover"]["rebuild"], data["failover"]["retry"]
     redispatch = data["failover"]["redispatch"].get("after")
     keys, sticky_load = data["balance"]["keys"], data["balance"].get("sticky_load")
+    queue = data["balance"]["queue"]
     return Policy(
         slots=slots,
         tor=TorControl(
@@ -108,6 +122,12 @@ def _build(data: dict[str, Any]) -> Policy:
             purpose=Purpose(data["balance"]["purpose"]),
             sticky=StickyBy(data["balance"]["sticky"]),
             sticky_load=sticky_load and parse_percentage(sticky_load),
+            when_full=WhenFull(data["balance"]["when_full"]),
+            queue=Queue(
+                length=queue["length"],
+                timeout_seconds=parse_duration(queue["timeout"]),
+                overflow=Overflow(queue["overflow"]),
+            ),
         ),
         failover=Failover(
             when_none=WhenNone(data["failover"]["when_none"]),
@@ -126,6 +146,27 @@ def _build(data: dict[str, Any]) -> Policy:
         ),
         log=Log(level=LogLevel(data["log"]["level"]), format=LogFormat(data["log"]["format"])),
         admin=Admin(data["admin"]["socket"]),
+        rules=tuple(_build_rule(rule, data["circuits"]) for rule in data["rules"]),
+    )
+
+
+def _build_rule(rule: dict[str, Any], circuits: list[dict[str, Any]]) -> Rule:
+    match = rule["match"]
+    names: set[str] = set()
+    for name in rule.get("circuits", ()):
+        # The name of an entry stands for all circuits that it makes.
+        made = [slot_names(entry["name"], entry["count"]) for entry in circuits if entry["name"] == name]
+        names.update(*(made or [[name]]))
+    return Rule(
+        match=Match(
+            ports=tuple(parse_ports(str(port)) for port in match.get("port", ())),
+            hosts=tuple(host.lower().removeprefix(".") for host in match.get("host", ())),
+            socks_user=match.get("socks_user"),
+            sources=tuple(map(parse_network, match.get("source", ()))),
+            session_group=match.get("session_group"),
+        ),
+        circuits=frozenset(names) or None,
+        action=RuleAction(rule["action"]) if "action" in rule else None,
     )
 
 

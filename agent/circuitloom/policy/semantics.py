@@ -16,6 +16,7 @@ from typing import Any
 from circuitloom.errors import Fault
 from circuitloom.model import Purpose
 from circuitloom.policy.nodes import Bad, Document, Listing, Mapping, Scalar
+from circuitloom.policy.rule_faults import find_rule_faults, find_rule_warnings
 from circuitloom.policy.schema import load_schema
 from circuitloom.policy.types import Algorithm, Isolation, Policy, Role, StickyBy, TcpAddress
 from circuitloom.policy.values import (
@@ -64,6 +65,7 @@ def find_semantic_faults(document: Document, faulty: frozenset[Path]) -> Iterato
     yield from _path_faults(known, circuits)
     yield from _name_faults(known, circuits)
     yield from _number_faults(known, circuits)
+    yield from find_rule_faults(document, faulty, _all_names(circuits))
 
 
 def find_warnings(document: Document, policy: Policy) -> Iterator[Fault]:
@@ -80,6 +82,7 @@ def find_warnings(document: Document, policy: Policy) -> Iterator[Fault]:
         if document.node_at(("balance", "keys")) is not None:
             yield document.fault(("balance", "keys"), "this does nothing under `isolation: none`")
     yield from _sticky_warnings(document, policy)
+    yield from find_rule_warnings(document, policy)
     for index in range(len(_items(document, ("circuits",)))):
         path: Path = ("circuits", index, "path")
         hops = len(_items(document, path))
@@ -160,6 +163,18 @@ def _read_circuits(known: _Known) -> list[_Circuit]:
     ]
 
 
+def _all_names(circuits: list[_Circuit]) -> set[str] | None:
+    """The names of entries and of the circuits that they make; None if not all are known."""
+    names: set[str] = set()
+    for circuit in circuits:
+        if circuit.name is None or circuit.count is None:
+            return None
+        names.update((circuit.name, *slot_names(circuit.name, circuit.count)))
+        if len(names) > 2 * MAX_CIRCUITS:
+            return None
+    return names or None
+
+
 def _items(document: Document, path: Path) -> Sequence[Any]:
     node = document.node_at(path)
     return node.items if isinstance(node, Listing) else ()
@@ -209,8 +224,11 @@ def _rebuild_faults(known: _Known) -> Iterator[Fault]:
 
 
 def _wait_faults(known: _Known) -> Iterator[Fault]:
-    for key, longest, shown in (("idle", _MAX_WAIT_SECONDS, "1d"), ("wait", _MAX_HELD_SECONDS, "100s")):
-        path = ("balance", "keys", key)
+    for path, longest, shown in (
+        (("balance", "keys", "idle"), _MAX_WAIT_SECONDS, "1d"),
+        (("balance", "keys", "wait"), _MAX_HELD_SECONDS, "100s"),
+        (("balance", "queue", "timeout"), _MAX_HELD_SECONDS, "100s"),
+    ):
         text = known.value(*path)
         if text is not None and not _MIN_WAIT_SECONDS <= parse_duration(text) <= longest:
             yield known.document.fault(path, f"must be from 10ms to {shown}, not {quoted(text)}")

@@ -18,7 +18,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from circuitloom.model import Action, Announce, CircuitEvent, CircuitId, CircuitStatus, Purpose, Severity
 from circuitloom.policy.types import Policy, Role, Slot
 from circuitloom.pool.builder import Builder
-from circuitloom.pool.choosing import new_chooser
+from circuitloom.pool.choosing import Choosers
 from circuitloom.pool.isolation import UNKNOWN_KEY, IsolationKey
 from circuitloom.pool.slots import Circuit, CircuitState, SlotState
 
@@ -69,8 +69,8 @@ class Circuits:
         self._builder = builder
         self._emit = emit
         self._min_active = policy.failover.min_active
-        self._balance = policy.balance
-        self._chooser = new_chooser(self._balance, builder.uniform)
+        self._policy = policy
+        self._chooser = Choosers(policy, builder.uniform)
         self.slots: dict[str, SlotState] = {slot.name: SlotState(slot, self) for slot in slots}
         self._outgoing: dict[str, Circuit] = {}
         self._members: dict[Circuit, None] = {}
@@ -105,20 +105,43 @@ class Circuits:
         """Whether nothing is left of them in Tor."""
         return not self._members and not any(state.building for state in self.slots.values())
 
-    def choose(self, tried: Collection[str], *, now: float, sticky: str | None = None) -> Circuit | None:
+    def is_usable_among(self, names: frozenset[str] | None) -> bool:
+        """Whether at least one of these circuits (None: of all) that may serve is BUILT, full or not."""
+        if names is None:
+            return self.is_usable
+        return any(
+            (state := self.slots.get(name)) is not None
+            and state.circuit is not None
+            and (state.slot.role is Role.ACTIVE or self.backups_serve)
+            for name in names
+        ) or not names.isdisjoint(self._outgoing)
+
+    def has_room(self, names: frozenset[str] | None) -> bool:
+        """Whether at least one of these circuits (None: of all) may take a stream."""
+        return self._chooser.has_any(names)
+
+    def choose(
+        self,
+        tried: Collection[str],
+        *,
+        now: float,
+        sticky: str | None = None,
+        among: frozenset[str] | None = None,
+    ) -> Circuit | None:
         """The circuit for the next stream, or None when there is none below its limit.
 
         Args:
             tried: Ids of circuits that must not be chosen.
             now: The time (seconds of the pool's clock).
             sticky: Streams with the same value go to one circuit, if the policy asks for that.
+            among: Names of the only circuits that may be chosen; None: all.
         """
         exclude = [
             circuit.slot.slot.name
             for circuit_id in tried
             if (circuit := self._builder.by_id.get(CircuitId(circuit_id))) and circuit.is_candidate
         ]
-        name = self._chooser.choose(exclude, now=now, sticky=sticky)
+        name = self._chooser.choose(exclude, now=now, sticky=sticky, among=among)
         if name is None:
             return None
         state = self.slots.get(name)
@@ -298,7 +321,7 @@ class Circuits:
     def replace_policy(self, policy: Policy, slots: Sequence[Slot]) -> None:
         """Keep what both policies name, build what is new, drain what is gone."""
         self._min_active = policy.failover.min_active
-        self._balance = policy.balance
+        self._policy = policy
         old = {name: circuit.slot for name, circuit in self._outgoing.items()} | self.slots
         self._outgoing = {}
         self.slots = {}
@@ -465,7 +488,7 @@ class Circuits:
 
     def _restart_chooser(self) -> None:
         """Start fair again, after weights, limits, tiers or the algorithm changed."""
-        self._chooser = new_chooser(self._balance, self._builder.uniform)
+        self._chooser = Choosers(self._policy, self._builder.uniform)
         built = [state for state in self.slots.values() if state.circuit is not None]
         self.active_built = sum(1 for state in built if state.slot.role is Role.ACTIVE)
         self.backup_built = len(built) - self.active_built
