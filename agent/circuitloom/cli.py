@@ -26,6 +26,7 @@ from circuitloom.policy.types import DEFAULT_ADMIN_SOCKET, TorControl
 from circuitloom.release import give_back
 from circuitloom.service import Service
 from circuitloom.session import connect_once
+from circuitloom.state import state_directory
 from circuitloom.status import status_table
 
 EX_USAGE = 64
@@ -87,7 +88,7 @@ def _run(options: argparse.Namespace) -> int:
         logging.getLogger(__name__).warning("%s", warning)
 
     async def serve() -> int:
-        return await Service(options.policy, policy).run()
+        return await Service(options.policy, policy, state=state_directory(options.state)).run()
 
     return asyncio.run(serve())
 
@@ -177,6 +178,12 @@ def _parser() -> argparse.ArgumentParser:
         ),
     )
     run.add_argument("policy", metavar="POLICY", help="the YAML file")
+    run.add_argument(
+        "--state",
+        metavar="DIRECTORY",
+        help="where circuits are written down for the next agent, which takes them over "
+        "(default: systemd's $STATE_DIRECTORY, or nowhere)",
+    )
     run.set_defaults(command=_run)
 
     status = commands.add_parser(

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from circuitloom import wire
-from circuitloom.authentication import open_control
+from circuitloom.authentication import open_control, read_cookie
 from circuitloom.errors import ControlError, ControlRefused, ControlUnreachable
 from circuitloom.guard import BEAT_SECONDS, SILENCE_SECONDS, Guard
 from circuitloom.lock import TorLock
@@ -208,6 +208,7 @@ class Link:
                     streams=wire.parse_streams(values.get("stream-status", "")),
                     leave_unattached=options[0].values().get(LEAVE_UNATTACHED) == "1",
                     reserved=wire.parse_reserved(options[0]),
+                    secret=read_cookie(cookie[0]) if cookie else None,
                 )
             )
 

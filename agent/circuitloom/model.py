@@ -10,7 +10,7 @@ Rules of this file:
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from types import MappingProxyType
 from typing import NamedTuple, NewType
@@ -146,6 +146,29 @@ class NetworkReady:
 
 
 @dataclass(frozen=True, slots=True)
+class RecordedCircuit:
+    """A circuit that an agent before us built, as it wrote it down.
+
+    Attributes:
+        name: Of its slot in the policy.
+        circuit_id: Tor's id.
+        created: Tor's TIME_CREATED.
+        path: Fingerprints from the first hop on.
+        is_used: Whether it was known to carry its key's streams.
+        number: Of the key it is for; circuits of one key have one number.
+        key: The keyed hash of that key; None: nobody's yet.
+    """
+
+    name: str
+    circuit_id: CircuitId
+    created: str
+    path: tuple[str, ...]
+    is_used: bool
+    number: int
+    key: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class Connected:
     """The control connection is up; this is what Tor says there is.
 
@@ -154,12 +177,16 @@ class Connected:
         streams: The lines of ``GETINFO stream-status``.
         leave_unattached: The option's value: True when somebody before us did not give back.
         reserved: Addresses that Tor rewrites, perhaps to an onion service; their streams stay Tor's.
+        records: Circuits that an agent before us left, at the first connection.
+        secret: Tor's cookie, to write keys down with; None: there is none.
     """
 
     circuits: tuple[CircuitEvent, ...] = ()
     streams: tuple[StreamEvent, ...] = ()
     leave_unattached: bool = False
     reserved: Reserved | None = None
+    records: tuple[RecordedCircuit, ...] = ()
+    secret: bytes | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ import random
 import signal
 from collections.abc import Callable, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from circuitloom import logs, wire
@@ -38,6 +39,7 @@ from circuitloom.model import (
     CloseCircuit,
     CloseStream,
     ConfChanged,
+    Connected,
     DeadlinePassed,
     Disconnected,
     Event,
@@ -55,6 +57,7 @@ from circuitloom.policy import Policy, read_policy
 from circuitloom.pool import Pool
 from circuitloom.release import give_back
 from circuitloom.session import connect_once, ignore_reply
+from circuitloom.state import StateFile
 from circuitloom.status import status_document, status_line
 from circuitloom.systemd import Notifier, watchdog_seconds
 from circuitloom.wire import ControlEvent, Reply
@@ -77,15 +80,19 @@ class Service:
     Args:
         policy_path: The policy, read again at each reload.
         policy: What it says now.
+        state: Where circuits are written down for the next agent; None: nowhere.
     """
 
-    def __init__(self, policy_path: str, policy: Policy) -> None:
+    def __init__(self, policy_path: str, policy: Policy, *, state: Path | None = None) -> None:
         self._policy_path = policy_path
         self._policy = policy
         self._loop = asyncio.get_running_loop()
         # Jitter only has to differ between hosts; nothing secret hangs on it.
         self._random = random.Random()  # noqa: S311
         self._pool = Pool(policy, uniform=self._random.random, now=self._loop.time())
+        self._state = StateFile(state)
+        self._is_state_loaded = False
+        self._claims = self._pool.claims
         self._stop = asyncio.Event()
         self._failure: BaseException | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -95,7 +102,7 @@ class Service:
         self._link = Link(
             policy.tor,
             LinkEvents(
-                connected=self._handle,
+                connected=self._on_connected,
                 event=self._on_event,
                 turn=self._on_turn,
                 lost=self._on_lost,
@@ -150,6 +157,7 @@ class Service:
             self._notifier.stopping()
             connecting.cancel()
             self._link.is_stopping = True
+            self._save_state()
             await self._give_everything_back()
         finally:
             for task in tasks:
@@ -162,10 +170,19 @@ class Service:
 
     # --- what the link tells -------------------------------------------------------------------------------
 
+    def _on_connected(self, event: Connected) -> None:
+        if not self._is_state_loaded:
+            self._is_state_loaded = True
+            event = dataclasses.replace(event, records=self._state.load())
+        self._handle(event)
+
     def _on_event(self, event: ControlEvent) -> None:
         actions = self._pool.handle(event, now=self._loop.time())
         for action in actions:
             self._carry_out[type(action)](action)
+        if self._pool.claims != self._claims:
+            # Before Tor hears of it: an agent that takes over after a kill must not give them to another key.
+            self._save_state()
         if not isinstance(event, StreamEvent):
             self._tell_status()
             if isinstance(event, ConfChanged) and not event.values.keys().isdisjoint(RESERVED_OPTIONS):
@@ -275,8 +292,14 @@ class Service:
         if self._status_timer is None and not self._stop.is_set():
             self._status_timer = self._loop.call_later(1.0, self._send_status)
 
+    def _save_state(self) -> None:
+        self._claims = self._pool.claims
+        if self._is_state_loaded:
+            self._state.save(self._pool.records())
+
     def _send_status(self) -> None:
         self._status_timer = None
+        self._save_state()
         text = self._status_line()
         if text != self._status_text:
             self._status_text = text

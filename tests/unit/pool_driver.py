@@ -26,6 +26,7 @@ from circuitloom.model import (
     Event,
     GiveBack,
     Purpose,
+    RecordedCircuit,
     ReleaseStream,
     StreamId,
     TakeOver,
@@ -140,7 +141,14 @@ class Driver:
         return self._commands(self.pool.handle(event, now=self.now))
 
     def connect(
-        self, *, circuits: str = "", streams: str = "", option: str = "0", reserved: str = "250 MapAddress"
+        self,
+        *,
+        circuits: str = "",
+        streams: str = "",
+        option: str = "0",
+        reserved: str = "250 MapAddress",
+        records: tuple[RecordedCircuit, ...] = (),
+        secret: bytes | None = None,
     ) -> list[str]:
         """The connection is up; GETINFO circuit-status and stream-status, and GETCONF, answer this."""
         self._builds.clear()
@@ -150,6 +158,8 @@ class Driver:
                 wire.parse_streams(streams),
                 leave_unattached=option == "1",
                 reserved=wire.parse_reserved(self._reply(reserved)),
+                records=records,
+                secret=secret,
             )
         )
 

@@ -261,7 +261,7 @@ class SimulatedTor:
                 circuit.circuit_id,
                 CircuitStatus.BUILT if circuit.is_built else CircuitStatus.EXTENDED,
                 PATH if circuit.is_built else (),
-                {"TIME_CREATED": circuit.created},
+                {"TIME_CREATED": circuit.created, "PURPOSE": circuit.purpose.value.upper()},
             )
             for circuit in self.circuits.values()
         )

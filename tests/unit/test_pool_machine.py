@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -12,8 +14,10 @@ from circuitloom.model import (
     DeadlinePassed,
     Disconnected,
     Event,
+    GiveBack,
     NetworkReady,
     Purpose,
+    ReleaseStream,
     StopRequested,
 )
 from circuitloom.policy.types import (
@@ -42,6 +46,7 @@ from circuitloom.policy.types import (
 from circuitloom.pool import Attachment, Pool
 from unit.simulated_tor import SimulatedTor
 
+SECRET = b"a cookie"
 TARGETS = ["example.com:80", "203.0.113.7:443", "abcdefghij.onion:80", "x.relay.exit:80", "[2001:db8::1]:80"]
 
 
@@ -128,7 +133,7 @@ class PoolMachine(RuleBasedStateMachine):
     @rule()
     def connect(self) -> None:
         self.is_connected = True
-        self.give(self.tor.connected())
+        self.give(replace(self.tor.connected(), secret=SECRET))
 
     @precondition(lambda self: self.is_connected)
     @rule(restarts=st.booleans())
@@ -138,6 +143,20 @@ class PoolMachine(RuleBasedStateMachine):
             self.tor.restart()
         self.tor.events.clear()
         self.give(Disconnected())
+
+    @rule(is_killed=st.booleans())
+    def restart_the_agent(self, is_killed: bool) -> None:
+        """The next agent knows what this one wrote down; somebody gave the streams back between the two."""
+        if not is_killed:
+            self.give(StopRequested())
+        records = self.pool.records()
+        if self.is_connected:
+            self.tor.perform([GiveBack(), *(ReleaseStream(stream, "test") for stream in self.tor.waiting())])
+            for stream_id in list(self.tor.streams):
+                self.tor.choose_for(stream_id)
+        self.pool = Pool(self.policy, uniform=lambda: 0.5, now=self.now)
+        self.is_connected = True
+        self.give(replace(self.tor.connected(), records=records, secret=SECRET))
 
     @precondition(lambda self: self.is_connected)
     @rule(count=st.integers(1, 8))

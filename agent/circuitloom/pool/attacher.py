@@ -144,9 +144,11 @@ class Attacher:
         stream.is_resolve = line.status in _RESOLVES
         match line.status:
             case StreamStatus.SENTCONNECT | StreamStatus.SENTRESOLVE:
-                self._on_sent(line)
+                self._place(stream, line.circuit_id, is_news=False)
+                stream.state = StreamState.ATTACHED
             case StreamStatus.SUCCEEDED:
-                self._on_succeeded(line)
+                self._place(stream, line.circuit_id, is_news=False)
+                stream.state = StreamState.OPEN
             case _:
                 stream.target = line.target
                 stream.is_tors = self._tors_own.has(line.target)
@@ -485,6 +487,7 @@ class Attacher:
         self.attached_total += 1
         if circuit.key is None:
             circuit.key = stream.key
+            self._keys.claims += 1
         state.owner.add_stream(circuit)
         self._emit(AttachStream(stream.stream_id, circuit.circuit_id or TOR_CHOOSES, state.slot.name))
 
@@ -503,8 +506,14 @@ class Attacher:
         stream.state = StreamState.RELEASED
         self._emit(CloseStream(stream.stream_id, why))
 
-    def _place(self, stream: Stream, circuit_id: CircuitId) -> None:
-        """The stream is on this circuit, as Tor says; whoever put it there."""
+    def _place(self, stream: Stream, circuit_id: CircuitId, *, is_news: bool = True) -> None:
+        """The stream is on this circuit, as Tor says; whoever put it there.
+
+        Args:
+            stream: It.
+            circuit_id: Tor's id of the circuit.
+            is_news: Whether Tor may have put it there after we attached others.
+        """
         circuit = stream.circuit
         if circuit is not None and circuit.circuit_id == circuit_id:
             return
@@ -513,7 +522,8 @@ class Attacher:
         if circuit is not None:
             stream.circuit = circuit
             circuit.slot.owner.add_stream(circuit)
-            if self.policy.balance.isolation is Isolation.TOR:
+            if self.policy.balance.isolation is Isolation.TOR and (is_news or circuit.key is None):
+                # What was there before us Tor judged by the streams that were there, so it has their key.
                 circuit.slot.owner.mark(circuit, stream.key or UNKNOWN_KEY)
 
     def _take_off(self, stream: Stream) -> None:

@@ -180,8 +180,8 @@ class Circuits:
         """A stream of this key is on the circuit: no stream of another key may follow, ever."""
         if circuit.key is None:
             circuit.key = key
-        elif key not in {circuit.key, UNKNOWN_KEY}:
-            # Tor, or another controller, put it there before our own was: two keys share the circuit now.
+        elif key != circuit.key:
+            # Tor, or another controller, put it there before our own was: two keys may share the circuit now.
             circuit.key = UNKNOWN_KEY
         if self.key is not None:
             self._expel(circuit)
@@ -204,14 +204,36 @@ class Circuits:
 
     # --- what happened -------------------------------------------------------------------------------------
 
-    def handle_connected(self, there: Mapping[CircuitId, CircuitEvent]) -> None:
+    def adopt(self, name: str, line: CircuitEvent, *, is_used: bool, now: float) -> None:
+        """Take a BUILT circuit over that another agent built for this slot; ``recounted`` has to follow."""
+        state = self.slots[name]
+        circuit = Circuit(state, 0, now, line.circuit_id, CircuitState.BUILT, line.path)
+        circuit.created = line.keywords.get("TIME_CREATED", "")
+        circuit.purpose = Purpose(line.keywords["PURPOSE"].lower())
+        circuit.built_at = now
+        circuit.key = self.key if is_used else None
+        state.circuit = self._builder.by_id[line.circuit_id] = circuit
+        self._members[circuit] = None
+
+    def rename(self, key: IsolationKey) -> None:
+        """The key that stood for this one until a stream came is known now."""
+        for circuit in self._members:
+            if circuit.key == self.key:
+                circuit.key = key
+        self.key = key
+
+    def handle_connected(self, there: Mapping[CircuitId, CircuitEvent], *, isolates: bool) -> None:
         """Keep the circuits that Tor still has, forget the others, and want what is missing.
 
         Ids start again at 1 after a restart of Tor (tor-facts 11), so a circuit is only believed to be ours
         when its creation time and path agree as well.
 
+        A general circuit that was never used may have been, by Tor, while we were away: where keys are kept
+        apart it is replaced.
+
         Args:
             there: The lines of circuit-status.
+            isolates: Whether keys are kept apart.
         """
         for circuit in list(self._members):
             event = there.get(circuit.circuit_id or CircuitId(""))
@@ -223,8 +245,13 @@ class Circuits:
             )
             if not is_same or circuit.state is CircuitState.LAUNCHED:
                 self._forget(circuit)
-            else:
-                circuit.streams = 0
+                continue
+            circuit.streams = 0
+            is_doubtful = isolates and circuit.key is None and circuit.purpose is Purpose.GENERAL
+            if is_doubtful and circuit.state is CircuitState.BUILT:
+                circuit.state = CircuitState.DRAINING
+                if circuit.slot.circuit is circuit:
+                    self._vacate(circuit.slot)
         for state in self.slots.values():
             state.failures = 0
             self._builder.want(state)
@@ -235,6 +262,7 @@ class Circuits:
             if circuit.streams == 0:
                 self._builder.close(circuit)
         self._restart_chooser()
+        self.is_cold = self.is_cold and not self.is_ready
 
     def enlist(self, circuit: Circuit) -> None:
         """Tor gave one of our circuits its id."""

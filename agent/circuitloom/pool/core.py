@@ -30,6 +30,7 @@ from circuitloom.model import (
     Event,
     GiveBack,
     NetworkReady,
+    RecordedCircuit,
     Reserved,
     Severity,
     SignalReceived,
@@ -163,6 +164,15 @@ class Pool:
             released_total=self._attacher.released_total,
             failed_total=self._attacher.failed_total,
         )
+
+    @property
+    def claims(self) -> int:
+        """Changes with every key that gets circuits: then ``records`` has to be written down at once."""
+        return self._keys.claims
+
+    def records(self) -> tuple[RecordedCircuit, ...]:
+        """What the next agent has to know to take the circuits over."""
+        return self._keys.records()
 
     def check_invariants(self) -> None:
         """Assert what must always hold; for tests.
@@ -300,8 +310,10 @@ class Pool:
             return
         self._attacher.reserve(event.reserved)
         self._attacher.clear()
+        there = {line.circuit_id: line for line in event.circuits}
+        self._keys.adopt(event.records, there, now=now)
         self._builder.handle_connected()
-        self._keys.handle_connected({line.circuit_id: line for line in event.circuits})
+        self._keys.handle_connected(there, secret=event.secret)
         for line in event.streams:
             self._attacher.adopt(line)
         self._keys.recounted(now=now)
