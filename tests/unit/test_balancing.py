@@ -303,8 +303,10 @@ def test_random_draws_by_weight(candidates: dict[str, int], seed: int) -> None:
 
 
 def test_random_draws_among_other_weights_when_one_is_excluded() -> None:
-    chooser = fill(WeightedRandom(lambda: 0.0), {"a": 5, "b": 1})
+    chooser = fill(WeightedRandom(lambda: 0.0), {"a": 5, "c": 5, "b": 1})
 
-    assert chooser.choose({"a"}) == "b"
+    assert chooser.choose({"a", "c"}) == "b"
+    chooser.remove("c")
+    assert chooser.choose() == "a"
     chooser.remove("a")
     assert chooser.choose() == "b"

@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 
 from circuitloom.model import CircuitId as Id
-from circuitloom.model import StreamEvent, StreamId, StreamStatus
+from circuitloom.model import Purpose, StreamEvent, StreamId, StreamStatus
 from circuitloom.policy.types import Algorithm, Policy, Slot, StickyBy
 from circuitloom.pool.choosing import sticky_value
 from unit.pool_driver import balancing, closed, detached, opened, policy_of, sent
@@ -123,3 +123,15 @@ def test_sticky_values_are_not_shown() -> None:
     driver.tell(*opened(1, "secret.example:80"))
 
     assert "secret" not in repr(driver.pool._attacher.streams)
+
+
+def test_a_stream_that_moves_for_want_of_an_answer_counts_against_its_circuit() -> None:
+    policy = policy_of(
+        "one", "two", algorithm=Algorithm.POWER_OF_TWO, purpose=Purpose.CONTROLLER, redispatch_seconds=3.0
+    )
+    driver = balancing(policy)
+    _, good = (circuit_of(driver.tell(*opened(stream))) for stream in (1, 2))
+    driver.tell(f"STREAM 2 SUCCEEDED {good} example.com:80")
+    assert circuit_of(driver.wait(3.1)) == good
+
+    assert [circuit_of(driver.tell(*opened(stream))) for stream in range(3, 9)] == [good] * 6

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Collection
+from itertools import accumulate
 
 from circuitloom.balancing.bag import Bag
 from circuitloom.balancing.chooser import NOTHING
@@ -64,10 +66,7 @@ class WeightedRandom:
         return None
 
     def _draw_class(self, classes: dict[int, Bag]) -> int:
-        left = self._uniform() * sum(weight * len(bag) for weight, bag in classes.items())
-        weight = 0
-        for weight, bag in classes.items():
-            left -= weight * len(bag)
-            if left < 0:
-                break
-        return weight
+        weights = list(classes)
+        bounds = list(accumulate(weight * len(classes[weight]) for weight in weights))
+        # The last bound itself is never reached, but for a rounding of the product.
+        return weights[bisect_right(bounds, self._uniform() * bounds[-1], hi=len(bounds) - 1)]

@@ -371,7 +371,7 @@ class Attacher:
         if dead_on and stream.failures:
             self._give_up(stream)
             return
-        circuit = circuits.candidate(dead_on) or circuits.choose(
+        circuit = circuits.candidate(dead_on, stream.among) or circuits.choose(
             stream.tried, now=self.now, sticky=stream.sticky, among=stream.among
         )
         if circuit is not None and stream.is_resolve and circuit.purpose is Purpose.CONTROLLER:

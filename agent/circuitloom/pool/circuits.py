@@ -147,11 +147,18 @@ class Circuits:
         state = self.slots.get(name)
         return self._outgoing[name] if state is None else state.circuit
 
-    def candidate(self, circuit_ids: Collection[CircuitId]) -> Circuit | None:
-        """One of these circuits that may take a stream, without a turn of the chooser; None if none may."""
+    def candidate(self, circuit_ids: Collection[CircuitId], among: frozenset[str] | None) -> Circuit | None:
+        """One of these that may take a stream, without a turn of the chooser; None if none may.
+
+        Args:
+            circuit_ids: Of the circuits.
+            among: Names of the only circuits that may be taken; None: all.
+        """
         for circuit_id in circuit_ids:
             circuit = self._builder.by_id.get(circuit_id)
-            if circuit is not None and circuit.is_candidate and circuit.slot.owner is self:
+            if circuit is None or not circuit.is_candidate or circuit.slot.owner is not self:
+                continue
+            if among is None or circuit.slot.slot.name in among:
                 return circuit
         return None
 
