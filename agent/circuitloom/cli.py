@@ -17,13 +17,18 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 from circuitloom import __version__, logs
 from circuitloom.admin import ask
 from circuitloom.errors import AdminError, CircuitloomError, PolicyError
+from circuitloom.ledger import copy_of, read_rows
 from circuitloom.policy import check_policy, read_policy, read_source, schema_text
 from circuitloom.policy.types import DEFAULT_ADMIN_SOCKET, TorControl
 from circuitloom.release import give_back
+from circuitloom.rounds.listing import PAGE_ROWS, Reader, all_rows, export_csv, rounds_table
 from circuitloom.service import Service
 from circuitloom.session import connect_once
 from circuitloom.state import state_directory
@@ -137,11 +142,46 @@ def _status(options: argparse.Namespace) -> int:
     return 0
 
 
+def _rounds(options: argparse.Namespace) -> int:
+    if options.state:
+        with copy_of(Path(options.state)) as connection:
+            _print_rounds(partial(read_rows, connection), options)
+        return 0
+    path = options.socket or (
+        read_policy(options.policy).admin.socket if options.policy else DEFAULT_ADMIN_SOCKET
+    )
+
+    def read(*, after: int, limit: int) -> list[dict[str, Any]]:
+        answer = ask(path, {"command": "rounds", "after": after, "limit": limit})
+        try:
+            return list(answer["rows"])
+        except (KeyError, TypeError):
+            raise AdminError(f"{path}: what answers there is no circuitloom of this version") from None
+
+    _print_rounds(read, options)
+    return 0
+
+
+def _print_rounds(read: Reader, options: argparse.Namespace) -> None:
+    if options.export:
+        export_csv(all_rows(read), sys.stdout)
+    elif options.json:
+        print(json.dumps(list(all_rows(read)), indent=2))
+    else:
+        print(rounds_table(read(after=-1, limit=options.last)))
+
+
 def _demo(options: argparse.Namespace) -> int:
     # Only this command needs the laboratory, and rich.
     from circuitloom.demo import run_demo  # noqa: PLC0415
 
     return run_demo(seconds=options.seconds, relays=options.relays, plain=options.plain)
+
+
+def _row_count(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= PAGE_ROWS:
+        raise argparse.ArgumentTypeError(f"must be a number from 1 to {PAGE_ROWS}")
+    return int(text)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -180,8 +220,8 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("policy", metavar="POLICY", help="the YAML file")
     run.add_argument(
         "--state",
-        metavar="DIRECTORY",
-        help="where circuits are written down for the next agent, which takes them over "
+        metavar="DIR",
+        help="where circuits are written down for the next agent, which takes them over, and rounds "
         "(default: systemd's $STATE_DIRECTORY, or nowhere)",
     )
     run.set_defaults(command=_run)
@@ -197,6 +237,27 @@ def _parser() -> argparse.ArgumentParser:
     )
     status.add_argument("--policy", metavar="POLICY", help="take the admin socket from this policy")
     status.set_defaults(command=_status)
+
+    rounds = commands.add_parser(
+        "rounds",
+        help="list the rounds that were run",
+        description=(
+            "Print the ledger of rounds: the last ones as a table, or all of them as JSON or CSV. Asks the "
+            "running agent; --state reads the ledger of one that does not run."
+        ),
+    )
+    form = rounds.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="print all rounds as a JSON list")
+    form.add_argument("--export", choices=["csv"], help="print all rounds as CSV")
+    rounds.add_argument(
+        "--last", type=_row_count, default=20, metavar="N", help="rows of the table (default: 20)"
+    )
+    rounds.add_argument(
+        "--socket", metavar="PATH", help=f"the admin socket (default: {DEFAULT_ADMIN_SOCKET})"
+    )
+    rounds.add_argument("--policy", metavar="POLICY", help="take the admin socket from this policy")
+    rounds.add_argument("--state", metavar="DIR", help="read the ledger in this state directory instead")
+    rounds.set_defaults(command=_rounds)
 
     release = commands.add_parser(
         "release",

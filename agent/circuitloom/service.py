@@ -23,6 +23,7 @@ from typing import Any
 
 from circuitloom import logs, wire
 from circuitloom.admin import AdminServer
+from circuitloom.conductor import Conductor, ConductorEvents
 from circuitloom.errors import CircuitloomError, ControlUnreachable, PolicyError
 from circuitloom.link import RESERVED_OPTIONS, Link, LinkEvents
 from circuitloom.model import (
@@ -36,6 +37,7 @@ from circuitloom.model import (
     BuildCircuit,
     BuildRefused,
     CircuitId,
+    CircuitStatus,
     CloseCircuit,
     CloseStream,
     ConfChanged,
@@ -46,7 +48,6 @@ from circuitloom.model import (
     GiveBack,
     Purpose,
     ReleaseStream,
-    Severity,
     StopRequested,
     StreamEvent,
     StreamId,
@@ -56,6 +57,7 @@ from circuitloom.model import (
 from circuitloom.policy import Policy, read_policy
 from circuitloom.pool import Pool
 from circuitloom.release import give_back
+from circuitloom.rounds.types import Served
 from circuitloom.session import connect_once, ignore_reply
 from circuitloom.state import StateFile
 from circuitloom.status import status_document, status_line
@@ -65,12 +67,6 @@ from circuitloom.wire import ControlEvent, Reply
 STOP_SECONDS = 3.0
 """For giving back at the end; with the rest of a stop this stays below the 5 s that are promised."""
 
-_LEVEL = {
-    Severity.DEBUG: logging.DEBUG,
-    Severity.INFO: logging.INFO,
-    Severity.WARNING: logging.WARNING,
-    Severity.ERROR: logging.ERROR,
-}
 _log = logging.getLogger(__name__)
 
 
@@ -80,7 +76,7 @@ class Service:
     Args:
         policy_path: The policy, read again at each reload.
         policy: What it says now.
-        state: Where circuits are written down for the next agent; None: nowhere.
+        state: Where circuits are written down for the next agent, and rounds; None: nowhere.
     """
 
     def __init__(self, policy_path: str, policy: Policy, *, state: Path | None = None) -> None:
@@ -114,7 +110,18 @@ class Service:
             uniform=self._random.random,
             watchdog_seconds=watchdog_seconds(),
         )
-        self._admin = AdminServer(policy.admin.socket, {"status": self._answer_status})
+        self._conductor = Conductor(
+            state,
+            ConductorEvents(
+                circuits=self._built_circuits,
+                is_ready=lambda: self._pool.is_ready,
+                ask_tor=self._ask_circuits,
+                replace=self._replace_circuit,
+            ),
+        )
+        self._admin = AdminServer(
+            policy.admin.socket, {"status": self._answer_status, "rounds": self._conductor.answer}
+        )
         self._carry_out: dict[type[Any], Callable[[Any], None]] = {
             TakeOver: self._take_over,
             GiveBack: self._give_back,
@@ -141,6 +148,7 @@ class Service:
         self._loop.add_signal_handler(signal.SIGHUP, self._reload)
         await self._admin.start()
         self._link.start_guard()
+        self._conductor.apply(self._policy)
         connecting = self._loop.create_task(self._link.stay_connected())
         tasks = (
             connecting,
@@ -158,7 +166,7 @@ class Service:
             connecting.cancel()
             self._link.is_stopping = True
             self._save_state()
-            await self._give_everything_back()
+            await asyncio.gather(self._give_everything_back(), self._conductor.stop())
         finally:
             for task in tasks:
                 task.cancel()
@@ -185,6 +193,7 @@ class Service:
             self._save_state()
         if not isinstance(event, StreamEvent):
             self._tell_status()
+            self._conductor.look()
             if isinstance(event, ConfChanged) and not event.values.keys().isdisjoint(RESERVED_OPTIONS):
                 self._link.ask_reserved()
 
@@ -209,6 +218,8 @@ class Service:
 
     def _handle(self, event: Event) -> None:
         self._perform(self._pool.handle(event, now=self._loop.time()))
+        if isinstance(event, Connected | Disconnected):
+            self._conductor.look()
 
     def _perform(self, actions: list[Action]) -> None:
         for action in actions:
@@ -278,8 +289,29 @@ class Service:
     def _close_circuit(self, action: CloseCircuit) -> None:
         self._send(wire.command("CLOSECIRCUIT", action.circuit_id, "IfUnused"), ignore_reply)
 
+    # --- what the rounds ask for ---------------------------------------------------------------------------
+
+    def _built_circuits(self) -> dict[str, Served]:
+        now = self._loop.time()
+        return {
+            name: Served(name, circuit.circuit_id, circuit.path, circuit.streams, now - circuit.built_at)
+            for name, circuit in self._pool.built().items()
+            if circuit.circuit_id is not None
+        }
+
+    def _ask_circuits(self, take: Callable[[frozenset[CircuitId]], None]) -> None:
+        def read(reply: Reply) -> None:
+            lines = wire.parse_circuits(reply.values().get("circuit-status", "")) if reply.is_ok else ()
+            take(frozenset(line.circuit_id for line in lines if line.status is CircuitStatus.BUILT))
+
+        # Without a connection the round waits for one: circuits are then none, and are asked for anew.
+        self._send(wire.command("GETINFO", "circuit-status"), read)
+
+    def _replace_circuit(self, circuit_id: CircuitId) -> None:
+        self._perform(self._pool.replace_circuit(circuit_id, now=self._loop.time()))
+
     def _announce(self, action: Announce) -> None:
-        _log.log(_LEVEL[action.severity], "%s", action.message)
+        _log.log(logs.LEVEL[action.severity], "%s", action.message)
 
     # --- status --------------------------------------------------------------------------------------------
 
@@ -307,13 +339,14 @@ class Service:
 
     def _answer_status(self, _request: Mapping[str, Any]) -> Mapping[str, Any]:
         snapshot = self._pool.snapshot(now=self._loop.time())
-        return status_document(
+        document = status_document(
             snapshot,
             self._policy,
             reason=self._status_line(),
             tor_version=self._link.tor_version,
             guard_pid=self._link.guard_pid,
         )
+        return document | {"rounds": self._conductor.summary()}
 
     # --- reload and stop -----------------------------------------------------------------------------------
 
@@ -341,6 +374,7 @@ class Service:
         self._policy = dataclasses.replace(policy, tor=old.tor, admin=old.admin)
         logs.configure(policy.log)
         self._perform(self._pool.replace_policy(self._policy, now=self._loop.time()))
+        self._conductor.apply(self._policy)
         _log.info("reloaded %s: %d circuits", self._policy_path, len(policy.slots))
 
     async def _give_everything_back(self) -> None:

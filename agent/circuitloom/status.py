@@ -30,6 +30,11 @@ def status_line(snapshot: PoolSnapshot, policy: Policy, disconnected_reason: str
         policy: What is asked for.
         disconnected_reason: Why there is no connection, if there is none.
     """
+    line = _state_line(snapshot, policy, disconnected_reason)
+    return f"{line}; {snapshot.notice}" if snapshot.notice else line
+
+
+def _state_line(snapshot: PoolSnapshot, policy: Policy, disconnected_reason: str) -> str:
     built = sum(1 for circuit in snapshot.circuits if circuit.state == "built")
     wanted = sum(1 for circuit in snapshot.circuits if circuit.state != "draining")
     keys = len({circuit.key for circuit in snapshot.circuits if circuit.state != "draining"})
@@ -106,7 +111,23 @@ def status_table(document: Mapping[str, Any]) -> str:
         f"{streams['attached_total']} attached, {streams['released_total']} left to Tor, "
         f"{streams['failed_total']} failed"
     )
-    return "\n".join([*head, *_columns(rows), "", tail])
+    rounds = document.get("rounds")
+    return "\n".join([*head, *_columns(rows), "", tail, *([_rounds_line(rounds)] if rounds else [])])
+
+
+def _rounds_line(rounds: Mapping[str, Any]) -> str:
+    if rounds["problem"]:
+        return f"rounds: {rounds['problem']}"
+    parts = [f"a hook runs for {', '.join(rounds['running'])}"] if rounds["running"] else []
+    if rounds["waiting"]:
+        parts.append(f"{rounds['waiting']} waiting for a circuit")
+    if rounds["next_round"] is None:
+        parts.append("all rounds are over")
+    elif rounds["next_in_seconds"] is None:
+        parts.append("waiting for circuits to begin")
+    else:
+        parts.append(f"round {rounds['next_round']} in {_duration(rounds['next_in_seconds'])}")
+    return f"rounds: {', '.join(parts)}"
 
 
 def _row(circuit: Mapping[str, Any]) -> tuple[str, ...]:

@@ -239,6 +239,11 @@ class SimulatedTor:
     def reload(self) -> None:
         """SIGHUP: torrc is read again, and the option is not in it."""
         self._set_option(is_set=False)
+        self.events.append(SignalReceived("RELOAD"))
+
+    def reset_option(self) -> None:
+        """Another controller's SETCONF."""
+        self._set_option(is_set=False)
 
     def new_identity(self) -> None:
         """NEWNYM."""

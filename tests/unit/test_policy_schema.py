@@ -23,9 +23,12 @@ from circuitloom.policy import (
     Log,
     LogFormat,
     LogLevel,
+    OnFailure,
     Policy,
     Rebuild,
     Role,
+    Rounds,
+    Schedule,
     Slot,
     StickyBy,
     TorControl,
@@ -131,6 +134,8 @@ def test_keys_without_default_are_those_whose_description_says_how() -> None:
         "session_group",
         "circuits",
         "action",
+        "rounds",
+        "env",
         "after",
     }
 
@@ -145,6 +150,8 @@ def test_keys_without_default_are_those_whose_description_says_how() -> None:
         (("failover", "when_none"), WhenNone),
         (("log", "level"), LogLevel),
         (("log", "format"), LogFormat),
+        (("rounds", "schedule"), Schedule),
+        (("rounds", "on_failure"), OnFailure),
     ],
 )
 def test_enums_are_those_of_the_code(path: tuple[str, str], enum: type) -> None:
@@ -194,6 +201,12 @@ def test_schema_defaults_are_the_defaults_of_the_dataclasses() -> None:
     assert expected == parse_policy(MINIMAL, name="minimal")
 
 
+def test_the_defaults_of_rounds_are_those_of_the_dataclass() -> None:
+    policy = parse_policy(MINIMAL + b"rounds: {command: [/hook]}\n", name="minimal")
+
+    assert Rounds(("/hook",)) == policy.rounds
+
+
 def test_every_key_reaches_the_dataclasses() -> None:
     # What differs from every default must differ in the result.
     policy = parse_policy(
@@ -216,6 +229,7 @@ circuits:
 failover:
   redispatch: {after: 2500ms}
   when_none: hold
+  when_contended: stand-aside
   min_active: 1
   rebuild: {initial: 250ms, max: 2h, jitter: 5%%}
   retry: {attempts: 4, budget: 50%%, exhausted: close}
@@ -226,6 +240,8 @@ rules:
     circuits: [a, b]
   - {match: {port: [443]}, circuits: [a-2]}
   - action: reject
+rounds: {command: [/h, x], interval: 9s, first_after: 1s, rounds: 4, schedule: every-circuit, timeout: 8s,
+  env: [A, B=c], on_failure: drain, require_probe: false}
 """
         % (b"ab" * 20, b"CD" * 20),
         name="all",
@@ -251,10 +267,13 @@ rules:
         "failover=Failover(when_none=<WhenNone.HOLD: 'hold'>, min_active=1, "
         "rebuild=Rebuild(initial_seconds=0.25, max_seconds=7200.0, jitter=0.05), "
         "retry=Retry(attempts=4, budget=0.5, exhausted=<WhenExhausted.CLOSE: 'close'>), "
-        "redispatch_seconds=2.5), "
+        "redispatch_seconds=2.5, when_contended=<WhenContended.STAND_ASIDE: 'stand-aside'>), "
         "log=Log(level=<LogLevel.DEBUG: 'debug'>, format=<LogFormat.PLAIN: 'plain'>), "
         "admin=Admin(socket='/s'), "
-        f"rules={policy.rules})"
+        f"rules={policy.rules}, "
+        "rounds=Rounds(command=('/h', 'x'), interval_seconds=9.0, first_after_seconds=1.0, rounds=4, "
+        "schedule=<Schedule.EVERY_CIRCUIT: 'every-circuit'>, timeout_seconds=8.0, env=('A', 'B=c'), "
+        "on_failure=<OnFailure.DRAIN: 'drain'>, require_probe=False))"
     )
     nowhere = Match()
     assert policy.rules == (

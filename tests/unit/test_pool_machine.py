@@ -197,6 +197,10 @@ class PoolMachine(RuleBasedStateMachine):
         self.tor.reload()
 
     @rule()
+    def foreign_reset(self) -> None:
+        self.tor.reset_option()
+
+    @rule()
     def new_identity(self) -> None:
         self.tor.new_identity()
 

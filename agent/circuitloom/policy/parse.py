@@ -24,17 +24,21 @@ from circuitloom.policy.types import (
     LogFormat,
     LogLevel,
     Match,
+    OnFailure,
     Overflow,
     Policy,
     Queue,
     Rebuild,
     Retry,
     Role,
+    Rounds,
     Rule,
     RuleAction,
+    Schedule,
     Slot,
     StickyBy,
     TorControl,
+    WhenContended,
     WhenExceeded,
     WhenExhausted,
     WhenFull,
@@ -142,11 +146,13 @@ def _build(data: dict[str, Any]) -> Policy:
                 budget=parse_percentage(retry["budget"]),
                 exhausted=WhenExhausted(retry["exhausted"]),
             ),
+            when_contended=WhenContended(data["failover"]["when_contended"]),
             redispatch_seconds=None if redispatch is None else parse_duration(redispatch),
         ),
         log=Log(level=LogLevel(data["log"]["level"]), format=LogFormat(data["log"]["format"])),
         admin=Admin(data["admin"]["socket"]),
         rules=tuple(_build_rule(rule, data["circuits"]) for rule in data["rules"]),
+        rounds=_build_rounds(data["rounds"]),
     )
 
 
@@ -167,6 +173,23 @@ def _build_rule(rule: dict[str, Any], circuits: list[dict[str, Any]]) -> Rule:
         ),
         circuits=frozenset(names) or None,
         action=RuleAction(rule["action"]) if "action" in rule else None,
+    )
+
+
+def _build_rounds(data: dict[str, Any]) -> Rounds | None:
+    # Without a command there is no such section: its other keys are only the schema's defaults.
+    if "command" not in data:
+        return None
+    return Rounds(
+        command=tuple(data["command"]),
+        interval_seconds=parse_duration(data["interval"]),
+        first_after_seconds=parse_duration(data["first_after"]),
+        rounds=data.get("rounds"),
+        schedule=Schedule(data["schedule"]),
+        timeout_seconds=parse_duration(data["timeout"]),
+        env=tuple(data.get("env", ())),
+        on_failure=OnFailure(data["on_failure"]),
+        require_probe=data["require_probe"],
     )
 
 

@@ -59,6 +59,7 @@ def find_semantic_faults(document: Document, faulty: frozenset[Path]) -> Iterato
     yield from _socket_faults(known)
     yield from _rebuild_faults(known)
     yield from _wait_faults(known)
+    yield from _rounds_faults(known)
     yield from _redispatch_faults(known)
     circuits = _read_circuits(known)
     yield from _weight_faults(known, circuits)
@@ -83,6 +84,9 @@ def find_warnings(document: Document, policy: Policy) -> Iterator[Fault]:
             yield document.fault(("balance", "keys"), "this does nothing under `isolation: none`")
     yield from _sticky_warnings(document, policy)
     yield from find_rule_warnings(document, policy)
+    if policy.rounds is not None and policy.balance.isolation is Isolation.TOR:
+        message = "rounds serve the first key's circuits only: `isolation: none` if there is but one user"
+        yield document.fault(("rounds",), message)
     for index in range(len(_items(document, ("circuits",)))):
         path: Path = ("circuits", index, "path")
         hops = len(_items(document, path))
@@ -232,6 +236,35 @@ def _wait_faults(known: _Known) -> Iterator[Fault]:
         text = known.value(*path)
         if text is not None and not _MIN_WAIT_SECONDS <= parse_duration(text) <= longest:
             yield known.document.fault(path, f"must be from 10ms to {shown}, not {quoted(text)}")
+
+
+def _rounds_faults(known: _Known) -> Iterator[Fault]:
+    command = _items(known.document, ("rounds", "command"))
+    program = command[0].text if command and isinstance(command[0], Scalar) else "/hook"
+    is_path = program.startswith("/") and not program.endswith("/")
+    if not is_path and known.is_sound(("rounds", "command", 0)):
+        message = f"must be the absolute path of a program, not {quoted(program)}"
+        yield known.document.fault(("rounds", "command", 0), message)
+    if known.document.node_at(("rounds",)) is None:
+        return
+    seconds: dict[str, float] = {}
+    for key, least, shown in (
+        ("interval", 0.1, "100ms"),
+        ("first_after", 0.01, "10ms"),
+        ("timeout", 0.1, "100ms"),
+    ):
+        text = known.value("rounds", key)
+        if text is None:
+            continue
+        seconds[key] = parse_duration(text)
+        if not least <= seconds[key] <= _MAX_WAIT_SECONDS:
+            del seconds[key]
+            yield known.document.fault(("rounds", key), f"must be from {shown} to 1d, not {quoted(text)}")
+    if seconds.get("timeout", 0) > seconds.get("interval", _MAX_WAIT_SECONDS):
+        # If only the interval is written, the timeout's default has to be lowered.
+        timeout, interval = known.value("rounds", "timeout"), known.value("rounds", "interval")
+        message = f"must be at most `interval`, {interval}, not {timeout}"
+        yield known.document.fault(("rounds", "timeout"), message)
 
 
 def _redispatch_faults(known: _Known) -> Iterator[Fault]:

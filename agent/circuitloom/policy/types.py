@@ -104,6 +104,28 @@ class WhenNone(StrEnum):
     REJECT = "reject"
 
 
+class WhenContended(StrEnum):
+    """What the agent does when another controller attaches streams or resets the option."""
+
+    TAKE_BACK = "take-back"
+    STAND_ASIDE = "stand-aside"
+
+
+class Schedule(StrEnum):
+    """Whether a round serves one circuit in turn, or each circuit."""
+
+    ALTERNATE = "alternate"
+    EVERY_CIRCUIT = "every-circuit"
+
+
+class OnFailure(StrEnum):
+    """What happens when a round cannot serve its circuit."""
+
+    NEXT_CIRCUIT = "next-circuit"
+    SKIP = "skip"
+    DRAIN = "drain"
+
+
 class LogLevel(StrEnum):
     """The least severe lines that are written."""
 
@@ -300,6 +322,7 @@ class Failover:
         retry: What happens to streams that a circuit could not connect.
         rebuild: Backoff of builds.
         redispatch_seconds: After how long without an answer a stream moves to another circuit; None: never.
+        when_contended: What happens when another controller is at work.
     """
 
     when_none: WhenNone = WhenNone.TOR
@@ -307,6 +330,7 @@ class Failover:
     rebuild: Rebuild = field(default_factory=Rebuild)
     retry: Retry = field(default_factory=Retry)
     redispatch_seconds: float | None = None
+    when_contended: WhenContended = WhenContended.TAKE_BACK
 
 
 @dataclass(frozen=True, slots=True)
@@ -325,6 +349,33 @@ class Admin:
 
 
 @dataclass(frozen=True, slots=True)
+class Rounds:
+    """A program that is run for one circuit after the other.
+
+    Attributes:
+        command: The program's absolute path, and its arguments.
+        interval_seconds: From one round to the next.
+        first_after_seconds: From the moment that circuits are ready to the first round.
+        rounds: How many; None: no end.
+        schedule: Which circuits a round serves.
+        timeout_seconds: How long one run may take.
+        env: ``NAME`` (passed on) or ``NAME=VALUE``.
+        on_failure: What happens when a circuit cannot be served.
+        require_probe: Whether Tor is asked first if the circuit is there.
+    """
+
+    command: tuple[str, ...]
+    interval_seconds: float = 45.0
+    first_after_seconds: float = 2.0
+    rounds: int | None = None
+    schedule: Schedule = Schedule.ALTERNATE
+    timeout_seconds: float = 30.0
+    env: tuple[str, ...] = ()
+    on_failure: OnFailure = OnFailure.NEXT_CIRCUIT
+    require_probe: bool = True
+
+
+@dataclass(frozen=True, slots=True)
 class Policy:
     """A whole policy, checked."""
 
@@ -335,3 +386,4 @@ class Policy:
     log: Log = field(default_factory=Log)
     admin: Admin = field(default_factory=Admin)
     rules: tuple[Rule, ...] = ()
+    rounds: Rounds | None = None

@@ -69,6 +69,7 @@ class Attacher:
         keys: Circuits by key.
         builder: Circuits by id.
         emit: Takes each action, in order.
+        on_foreign: Called when another controller attached a stream that waited for us.
 
     Attributes:
         policy: A reload replaces it.
@@ -83,12 +84,19 @@ class Attacher:
     """
 
     def __init__(
-        self, policy: Policy, *, keys: Keys, builder: Builder, emit: Callable[[Action], None]
+        self,
+        policy: Policy,
+        *,
+        keys: Keys,
+        builder: Builder,
+        emit: Callable[[Action], None],
+        on_foreign: Callable[[], None],
     ) -> None:
         self.policy = policy
         self._keys = keys
         self._builder = builder
         self._emit = emit
+        self._on_foreign = on_foreign
         self._tors_own = TorsOwn(None)
         self._unanswered = Unanswered()
         self._blame = Blame()
@@ -248,6 +256,7 @@ class Attacher:
             stream.target = event.target
             stream.is_tors = self._tors_own.has(event.target)
             stream.key = self._shared_key()
+        stream.is_held = True
         # In any other state this is the echo of a move, ours or another controller's (tor-facts 3, 12).
         if stream.state is StreamState.NEW:
             self.serve(stream)
@@ -255,8 +264,11 @@ class Attacher:
     def _on_sent(self, event: StreamEvent) -> None:
         stream = self.streams.get(event.stream_id)
         if stream is not None:
+            is_foreign = self.is_in_charge and _is_foreign(stream, event.circuit_id)
             self._place(stream, event.circuit_id)
             stream.state = StreamState.ATTACHED
+            if is_foreign:
+                self._on_foreign()
 
     def _on_succeeded(self, event: StreamEvent) -> None:
         stream = self.streams.get(event.stream_id)
@@ -560,3 +572,10 @@ def _condemns(event: StreamEvent) -> bool:
 def _is_policy(event: StreamEvent) -> bool:
     """Whether the exit does not serve this port at all, which is nobody's fault."""
     return event.keywords.get("REMOTE_REASON") == "EXITPOLICY"
+
+
+def _is_foreign(stream: Stream, circuit_id: CircuitId) -> bool:
+    """Whether somebody else put the stream on this circuit: it waited for us, or we chose another one."""
+    ours = stream.circuit if stream.is_unanswered else None
+    is_elsewhere = ours is not None and ours.circuit_id != circuit_id and circuit_id not in stream.tried
+    return stream.is_held and (stream.state is StreamState.WAITING or is_elsewhere)

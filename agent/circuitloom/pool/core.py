@@ -23,6 +23,7 @@ from circuitloom.model import (
     BuildAccepted,
     BuildRefused,
     CircuitEvent,
+    CircuitId,
     ConfChanged,
     Connected,
     DeadlinePassed,
@@ -39,15 +40,20 @@ from circuitloom.model import (
     TakeOver,
     TakeOverRefused,
 )
-from circuitloom.policy.types import Policy, WhenExceeded, WhenNone
+from circuitloom.policy.types import Policy, WhenContended, WhenExceeded, WhenNone
 from circuitloom.pool.attacher import Attacher
 from circuitloom.pool.builder import Builder
+from circuitloom.pool.built import built_circuits
+from circuitloom.pool.contention import PAUSE_SECONDS, Contention
 from circuitloom.pool.keys import Keys
 from circuitloom.pool.slots import Circuit
 from circuitloom.pool.snapshot import PoolSnapshot, snapshot_circuits
 
 TAKE_OVER_RETRY_SECONDS = 10.0
 """Tor refuses SETCONF of this option only in a state that does not pass in a moment."""
+
+
+FOR_EVER = float("inf")
 
 
 class Attachment(StrEnum):
@@ -73,7 +79,10 @@ class Pool:
         self._actions: list[Action] = []
         self._builder = Builder(policy.failover.rebuild, uniform=uniform, emit=self._emit)
         self._keys = Keys(policy, builder=self._builder, emit=self._emit)
-        self._attacher = Attacher(policy, keys=self._keys, builder=self._builder, emit=self._emit)
+        self._attacher = Attacher(
+            policy, keys=self._keys, builder=self._builder, emit=self._emit, on_foreign=self._on_foreign
+        )
+        self._contention = Contention()
         self._on_stream = self._attacher.on_stream
         self._attachment = Attachment.DISCONNECTED
         self._since = now
@@ -135,7 +144,9 @@ class Pool:
             self._builder.next_deadline(),
             self._keys.next_deadline(),
             self._attacher.next_deadline(),
-            self._take_over_at,
+            # Standing aside for good has no end to wait for.
+            None if self._take_over_at == FOR_EVER else self._take_over_at,
+            self._contention.verdict_at,
         )
         return min((deadline for deadline in deadlines if deadline is not None), default=None)
 
@@ -147,7 +158,30 @@ class Pool:
         self._attacher.replace_policy(policy)
         self._attacher.now = now
         self._keys.replace_policy(policy)
+        self._contention.begin_anew()
+        if self._take_over_at == FOR_EVER:
+            self._take_over_at = None
         self._evaluate(now)
+        return actions
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether we are connected and enough circuits are BUILT to take over."""
+        return self._attachment in {Attachment.RELEASED, Attachment.BALANCING} and self._keys.is_ready
+
+    def built(self) -> dict[str, Circuit]:
+        """The circuit that a round serves for each name; none without a connection."""
+        is_connected = self._attachment in {Attachment.RELEASED, Attachment.BALANCING}
+        return built_circuits(self._keys) if is_connected else {}
+
+    def replace_circuit(self, circuit_id: CircuitId, *, now: float) -> list[Action]:
+        """Replace a circuit, make before break; nothing happens if it is not ours any more."""
+        actions: list[Action] = []
+        self._actions = actions
+        circuit = self._builder.by_id.get(circuit_id)
+        if circuit is not None:
+            circuit.slot.owner.condemn(circuit, now=now)
+            self._evaluate(now)
         return actions
 
     def snapshot(self, *, now: float) -> PoolSnapshot:
@@ -163,6 +197,7 @@ class Pool:
             attached_total=self._attacher.attached_total,
             released_total=self._attacher.released_total,
             failed_total=self._attacher.failed_total,
+            notice=self._contention.notice,
         )
 
     @property
@@ -231,6 +266,8 @@ class Pool:
     def _on_deadline(self, _event: DeadlinePassed, now: float) -> None:
         if self._take_over_at is not None and self._take_over_at <= now:
             self._take_over_at = None
+        if self._contention.is_foreign(now) and self.is_in_charge:
+            self._contend("another controller reset the option that makes streams wait for us", now)
         self._keys.handle_deadline(now=now)
         self._builder.handle_deadline(now=now)
         self._attacher.handle_deadline()
@@ -268,19 +305,43 @@ class Pool:
         self._emit(Announce(severity, f"giving stream attachment back to Tor: {why}"))
         self._attacher.release_waiting(why)
 
-    def _on_conf_changed(self, event: ConfChanged, _now: float) -> None:
-        if self.is_in_charge and event.values.get(LEAVE_UNATTACHED, "1") in {"0", None}:
-            # A SIGHUP to Tor re-reads torrc and so resets the option (tor-facts 4).
-            self._emit(TakeOver())
-            self._emit(
-                Announce(Severity.WARNING, "Tor reset the option: taking stream attachment over again")
-            )
+    def _on_conf_changed(self, event: ConfChanged, now: float) -> None:
+        if not self.is_in_charge or event.values.get(LEAVE_UNATTACHED, "1") not in {"0", None}:
+            return
+        if self._contention.reset(now):
+            self._stand_aside("another controller resets the option again and again", now, PAUSE_SECONDS)
+            return
+        # A SIGHUP to Tor re-reads torrc and so resets the option (tor-facts 4); no stream has to wait until
+        # we know whether it was that.
+        self._emit(TakeOver())
+        self._emit(Announce(Severity.WARNING, "Tor reset the option: taking stream attachment over again"))
+
+    def _on_foreign(self) -> None:
+        now = self._attacher.now
+        is_to_be_told = self._contention.attached(now)
+        if is_to_be_told or self._policy.failover.when_contended is WhenContended.STAND_ASIDE:
+            self._contend("another controller attaches streams that wait for us", now)
+
+    def _contend(self, what: str, now: float) -> None:
+        """Another controller is at work: say so, and leave Tor to it if that is the policy."""
+        if self._policy.failover.when_contended is WhenContended.STAND_ASIDE:
+            self._stand_aside(what, now, FOR_EVER)
+        else:
+            self._emit(Announce(Severity.WARNING, f"{what}: only one of us can, end the other one"))
+
+    def _stand_aside(self, what: str, now: float, seconds: float) -> None:
+        until = "until a reload" if seconds == FOR_EVER else f"for {seconds:g} s"
+        self._take_over_at = now + seconds
+        self._give_back(Attachment.RELEASED, f"{what}, standing aside {until}", now)
+        self._contention.begin_anew()
+        self._contention.notice = f"standing aside {until}: {what}"
 
     def _on_reserved(self, event: Reserved, _now: float) -> None:
         self._attacher.reserve(event)
 
     def _on_signal(self, event: SignalReceived, _now: float) -> None:
         if event.name == "RELOAD":
+            self._contention.reloaded()
             self._emit(Announce(Severity.INFO, "Tor re-read its configuration"))
         elif event.name == "NEWNYM":
             self._emit(Announce(Severity.INFO, "a new identity was asked for: renewing all circuits"))
@@ -303,6 +364,7 @@ class Pool:
             self._enter(Attachment.DISCONNECTED, now)
         self._builder.handle_disconnected()
         self._take_over_at = None
+        self._contention.begin_anew()
 
     def _on_connected(self, event: Connected, now: float) -> None:
         """Rebuild everything from what Tor says; memory only serves to recognise circuits."""

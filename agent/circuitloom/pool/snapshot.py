@@ -48,7 +48,7 @@ class CircuitSnapshot:
 
 @dataclass(frozen=True, slots=True)
 class PoolSnapshot:
-    """The whole pool; times are seconds."""
+    """The whole pool; times are seconds, ``notice`` tells of another controller."""
 
     state: str
     since_seconds: float
@@ -60,6 +60,7 @@ class PoolSnapshot:
     attached_total: int
     released_total: int
     failed_total: int
+    notice: str = ""
 
 
 def snapshot_circuits(keys: Keys, *, now: float) -> tuple[CircuitSnapshot, ...]:

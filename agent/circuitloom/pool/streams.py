@@ -40,6 +40,7 @@ class Stream:
         stream_id: Tor's id.
         state: Where it is.
         target: ``host:port`` as its client asked for it; empty when we did not hear of it.
+        is_held: Whether Tor told that it waits for a controller.
         is_resolve: Whether it asks for a name or address (or may, for all we know), not for a connection.
         is_tors: Whether only Tor itself can serve it (an onion service, or an address that Tor rewrites).
         key: What isolates it; None: Tor did not say.
@@ -59,6 +60,7 @@ class Stream:
     stream_id: StreamId
     state: StreamState = StreamState.NEW
     target: str = field(default="", repr=False)
+    is_held: bool = False
     is_resolve: bool = False
     is_tors: bool = False
     key: IsolationKey | None = None
