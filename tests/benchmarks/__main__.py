@@ -18,7 +18,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=3.0, help="for how long each time (default: 3)")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="write the report there as well")
     arguments = parser.parse_args()
-    rows = measure(arguments.rounds, arguments.seconds, lambda line: print(line, file=sys.stderr))  # noqa: T201
+    rows = measure(arguments.rounds, arguments.seconds, lambda line: print(line, file=sys.stderr))
     about = {"machine": machine(), "date": time.strftime("%Y-%m-%d"), "rounds": arguments.rounds}
     sys.stdout.write(report_text(rows, **about))
     if arguments.out is not None:

@@ -39,10 +39,13 @@ from circuitloom.policy.types import (
     Isolation,
     Keys,
     Policy,
+    Queue,
     Rebuild,
     Retry,
+    Rule,
     Slot,
     WhenExceeded,
+    WhenFull,
     WhenNone,
 )
 from circuitloom.pool import CircuitSnapshot, Pool, PoolSnapshot
@@ -65,12 +68,18 @@ def policy_of(
     retry: Retry | None = None,
     purpose: Purpose = Purpose.GENERAL,
     redispatch_seconds: float | None = None,
+    when_full: WhenFull = WhenFull.TOR,
+    queue: Queue | None = None,
+    rules: tuple[Rule, ...] = (),
 ) -> Policy:
     """A policy; a slot with nothing but a name may be given as that."""
     return Policy(
         tuple(replace(Slot(slot) if isinstance(slot, str) else slot, purpose=purpose) for slot in slots),
-        balance=Balance(algorithm, isolation, keys or Keys(), purpose),
+        balance=Balance(
+            algorithm, isolation, keys or Keys(), purpose, when_full=when_full, queue=queue or Queue()
+        ),
         failover=Failover(when_none, min_active, rebuild or Rebuild(), retry or Retry(), redispatch_seconds),
+        rules=rules,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from importlib.resources import files
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from circuitloom.policy import (
     Rounds,
     Schedule,
     Slot,
+    StickyBy,
     TorControl,
     WhenExceeded,
     WhenExhausted,
@@ -37,6 +39,7 @@ from circuitloom.policy import (
     schema_text,
 )
 from circuitloom.policy.schema import fill_defaults, load_schema
+from circuitloom.policy.types import Match, Overflow, Rule, RuleAction, WhenFull
 from circuitloom.policy.values import ValueFault, parse_control
 
 SCHEMAS = Path(__file__).parents[2] / "schemas"
@@ -123,6 +126,14 @@ def test_keys_without_default_are_those_whose_description_says_how() -> None:
         "max_streams",
         "max_circuits",
         "slots_per_key",
+        "sticky_load",
+        "port",
+        "host",
+        "socks_user",
+        "source",
+        "session_group",
+        "circuits",
+        "action",
         "rounds",
         "env",
         "after",
@@ -134,6 +145,8 @@ def test_keys_without_default_are_those_whose_description_says_how() -> None:
     [
         (("balance", "algorithm"), Algorithm),
         (("balance", "isolation"), Isolation),
+        (("balance", "sticky"), StickyBy),
+        (("balance", "when_full"), WhenFull),
         (("failover", "when_none"), WhenNone),
         (("log", "level"), LogLevel),
         (("log", "format"), LogFormat),
@@ -151,6 +164,7 @@ def test_enums_are_those_of_the_code(path: tuple[str, str], enum: type) -> None:
     ("path", "enum"),
     [
         (("balance", "keys", "cold_start"), ColdStart),
+        (("balance", "queue", "overflow"), Overflow),
         (("balance", "keys", "when_exceeded"), WhenExceeded),
         (("failover", "retry", "exhausted"), WhenExhausted),
     ],
@@ -161,6 +175,12 @@ def test_nested_enums_are_those_of_the_code(path: tuple[str, str, str], enum: ty
         sub = sub["properties"][key]
 
     assert sub["enum"] == list(enum)  # type: ignore[call-overload]
+
+
+def test_a_rules_actions_are_those_of_the_code() -> None:
+    rule = load_schema()["properties"]["rules"]["items"]
+
+    assert rule["properties"]["action"]["enum"] == list(RuleAction)
 
 
 def test_roles_are_those_of_the_code() -> None:
@@ -198,7 +218,11 @@ balance:
   max_streams: 7
   isolation: none
   purpose: controller
-  keys: {max_circuits: 5, slots_per_key: 1, idle: 3s, cold_start: tor, wait: 2s, when_exceeded: reject}
+  sticky: source
+  sticky_load: 150%%
+  when_full: reject
+  queue: {length: 9, timeout: 8s, overflow: reject}
+  keys: {max_circuits: 5, idle: 3s, cold_start: tor, wait: 2s, when_exceeded: reject}
 circuits:
   - {name: a, weight: 2, count: 2, max_streams: 9}
   - {name: b, role: backup, path: [$%s~x, %s=y]}
@@ -211,6 +235,11 @@ failover:
   retry: {attempts: 4, budget: 50%%, exhausted: close}
 log: {level: debug, format: plain}
 admin: {socket: /s}
+rules:
+  - match: {port: [25, 80-90], host: [.Example.com], socks_user: t*, source: [10.0.0.0/8], session_group: 3}
+    circuits: [a, b]
+  - {match: {port: [443]}, circuits: [a-2]}
+  - action: reject
 rounds: {command: [/h, x], interval: 9s, first_after: 1s, rounds: 4, schedule: every-circuit, timeout: 8s,
   env: [A, B=c], on_failure: drain, require_probe: false}
 """
@@ -229,18 +258,31 @@ rounds: {command: [/h, x], interval: 9s, first_after: 1s, rounds: 4, schedule: e
         "purpose=<Purpose.CONTROLLER: 'controller'>)), "
         "tor=TorControl(control=TcpAddress(host='::1', port=9151), password_file='/p'), "
         "balance=Balance(algorithm=<Algorithm.LEAST_STREAMS: 'least-streams'>, "
-        "isolation=<Isolation.NONE: 'none'>, keys=Keys(max_circuits=5, slots_per_key=1, idle_seconds=3.0, "
+        "isolation=<Isolation.NONE: 'none'>, keys=Keys(max_circuits=5, slots_per_key=None, idle_seconds=3.0, "
         "cold_start=<ColdStart.TOR: 'tor'>, wait_seconds=2.0, "
-        "when_exceeded=<WhenExceeded.REJECT: 'reject'>), purpose=<Purpose.CONTROLLER: 'controller'>), "
+        "when_exceeded=<WhenExceeded.REJECT: 'reject'>), purpose=<Purpose.CONTROLLER: 'controller'>, "
+        "sticky=<StickyBy.SOURCE: 'source'>, sticky_load=1.5, "
+        "when_full=<WhenFull.REJECT: 'reject'>, "
+        "queue=Queue(length=9, timeout_seconds=8.0, overflow=<Overflow.REJECT: 'reject'>)), "
         "failover=Failover(when_none=<WhenNone.HOLD: 'hold'>, min_active=1, "
         "rebuild=Rebuild(initial_seconds=0.25, max_seconds=7200.0, jitter=0.05), "
         "retry=Retry(attempts=4, budget=0.5, exhausted=<WhenExhausted.CLOSE: 'close'>), "
         "redispatch_seconds=2.5, when_contended=<WhenContended.STAND_ASIDE: 'stand-aside'>), "
         "log=Log(level=<LogLevel.DEBUG: 'debug'>, format=<LogFormat.PLAIN: 'plain'>), "
         "admin=Admin(socket='/s'), "
+        f"rules={policy.rules}, "
         "rounds=Rounds(command=('/h', 'x'), interval_seconds=9.0, first_after_seconds=1.0, rounds=4, "
         "schedule=<Schedule.EVERY_CIRCUIT: 'every-circuit'>, timeout_seconds=8.0, env=('A', 'B=c'), "
         "on_failure=<OnFailure.DRAIN: 'drain'>, require_probe=False))"
+    )
+    nowhere = Match()
+    assert policy.rules == (
+        Rule(
+            Match(((25, 25), (80, 90)), ("example.com",), "t*", (ip_network("10.0.0.0/8"),), 3),
+            circuits=frozenset({"a-1", "a-2", "b"}),
+        ),
+        Rule(Match(ports=((443, 443),)), circuits=frozenset({"a-2"})),
+        Rule(nowhere, action=RuleAction.REJECT),
     )
 
 

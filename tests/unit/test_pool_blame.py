@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from circuitloom.model import CircuitId
-from circuitloom.policy.types import Retry, Slot
+from circuitloom.policy.types import Match, Retry, Rule, Slot
 from circuitloom.pool.blame import DEAD_CIRCUITS, FAULTY_TARGETS, MAX_SUSPECTS, SUSPECT_SECONDS, Blame
 from circuitloom.pool.slots import Circuit
 from unit.pool_driver import Driver, balancing, closed, detached, opened, policy_of
@@ -175,3 +175,11 @@ def test_nobody_is_blamed_for_a_destination_that_is_not_known() -> None:
 
     assert not Blame().fail("", circuit, now=0.0)
     assert not circuit.failed_targets
+
+
+def test_a_dead_destination_stays_on_the_circuits_of_its_rule() -> None:
+    rule = Rule(Match(socks_user="alice"), circuits=frozenset({MANY[5]}))
+    driver = balancing(policy_of(*MANY, rules=(rule,)))
+    fail(driver, 1, "dead.example:80")
+
+    assert driver.tell(*opened(2, "dead.example:80", user="alice")) == [f"ATTACHSTREAM 2 35; {MANY[5]}"]

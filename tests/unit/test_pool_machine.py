@@ -29,13 +29,20 @@ from circuitloom.policy.types import (
     Failover,
     Isolation,
     Keys,
+    Match,
+    Overflow,
     Policy,
+    Queue,
     Rebuild,
     Retry,
     Role,
+    Rule,
+    RuleAction,
     Slot,
+    StickyBy,
     WhenExceeded,
     WhenExhausted,
+    WhenFull,
     WhenNone,
 )
 from circuitloom.pool import Attachment, Pool
@@ -43,6 +50,16 @@ from unit.simulated_tor import SimulatedTor
 
 SECRET = b"a cookie"
 TARGETS = ["example.com:80", "203.0.113.7:443", "abcdefghij.onion:80", "x.relay.exit:80", "[2001:db8::1]:80"]
+
+
+def rules(names: list[str]) -> st.SearchStrategy[Rule]:
+    """Rules for one of the two users, or for both."""
+    matches = st.sampled_from([Match(), Match(socks_user="alice"), Match(socks_user="b*")])
+    some = st.sets(st.sampled_from(names), min_size=1).map(frozenset)
+    return st.one_of(
+        st.builds(lambda match, circuits: Rule(match, circuits=circuits), matches, some),
+        st.builds(lambda match, action: Rule(match, action=action), matches, st.sampled_from(RuleAction)),
+    )
 
 
 @st.composite
@@ -75,6 +92,10 @@ def policies(draw: st.DrawFn) -> Policy:
                 when_exceeded=draw(st.sampled_from(WhenExceeded)),
             ),
             purpose=purpose,
+            sticky=draw(st.sampled_from(StickyBy)),
+            sticky_load=draw(st.sampled_from([None, 1.25])),
+            when_full=draw(st.sampled_from(WhenFull)),
+            queue=Queue(draw(st.sampled_from([1, 2, 100])), 7.0, draw(st.sampled_from(Overflow))),
         ),
         failover=Failover(
             when_none=draw(st.sampled_from(WhenNone)),
@@ -85,6 +106,7 @@ def policies(draw: st.DrawFn) -> Policy:
             if purpose is Purpose.CONTROLLER
             else None,
         ),
+        rules=tuple(draw(st.lists(rules(names), max_size=2))),
     )
 
 
@@ -236,7 +258,18 @@ class PoolMachine(RuleBasedStateMachine):
         stream_id = self.tor.open_stream()
         self.drain()
         self.only_those_wait_who_may()
-        assert stream_id in self.tor.streams or self.policy.balance.keys.when_exceeded is WhenExceeded.REJECT
+        assert stream_id in self.tor.streams or self.may_reject()
+
+    def may_reject(self) -> bool:
+        """Whether the policy ever has a new stream fail."""
+        balance = self.policy.balance
+        return (
+            balance.keys.when_exceeded is WhenExceeded.REJECT
+            or balance.when_full is WhenFull.REJECT
+            or balance.queue.overflow is Overflow.REJECT
+            or self.policy.failover.when_none is WhenNone.REJECT
+            or any(rule.action is RuleAction.REJECT for rule in self.policy.rules)
+        )
 
     @precondition(lambda self: self.is_connected)
     @rule()

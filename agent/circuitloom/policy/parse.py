@@ -23,21 +23,35 @@ from circuitloom.policy.types import (
     Log,
     LogFormat,
     LogLevel,
+    Match,
     OnFailure,
+    Overflow,
     Policy,
+    Queue,
     Rebuild,
     Retry,
     Role,
     Rounds,
+    Rule,
+    RuleAction,
     Schedule,
     Slot,
+    StickyBy,
     TorControl,
     WhenContended,
     WhenExceeded,
     WhenExhausted,
+    WhenFull,
     WhenNone,
 )
-from circuitloom.policy.values import parse_control, parse_duration, parse_fingerprint, parse_percentage
+from circuitloom.policy.values import (
+    parse_control,
+    parse_duration,
+    parse_fingerprint,
+    parse_network,
+    parse_percentage,
+    parse_ports,
+)
 
 __all__ = ["check_policy", "parse_policy", "read_policy"]
 
@@ -91,7 +105,8 @@ def _build(data: dict[str, Any]) -> Policy:
     active = sum(slot.role is Role.ACTIVE for slot in slots)
     rebuild, retry = data["failover"]["rebuild"], data["failover"]["retry"]
     redispatch = data["failover"]["redispatch"].get("after")
-    keys = data["balance"]["keys"]
+    keys, sticky_load = data["balance"]["keys"], data["balance"].get("sticky_load")
+    queue = data["balance"]["queue"]
     return Policy(
         slots=slots,
         tor=TorControl(
@@ -109,6 +124,14 @@ def _build(data: dict[str, Any]) -> Policy:
                 when_exceeded=WhenExceeded(keys["when_exceeded"]),
             ),
             purpose=Purpose(data["balance"]["purpose"]),
+            sticky=StickyBy(data["balance"]["sticky"]),
+            sticky_load=sticky_load and parse_percentage(sticky_load),
+            when_full=WhenFull(data["balance"]["when_full"]),
+            queue=Queue(
+                length=queue["length"],
+                timeout_seconds=parse_duration(queue["timeout"]),
+                overflow=Overflow(queue["overflow"]),
+            ),
         ),
         failover=Failover(
             when_none=WhenNone(data["failover"]["when_none"]),
@@ -128,7 +151,28 @@ def _build(data: dict[str, Any]) -> Policy:
         ),
         log=Log(level=LogLevel(data["log"]["level"]), format=LogFormat(data["log"]["format"])),
         admin=Admin(data["admin"]["socket"]),
+        rules=tuple(_build_rule(rule, data["circuits"]) for rule in data["rules"]),
         rounds=_build_rounds(data["rounds"]),
+    )
+
+
+def _build_rule(rule: dict[str, Any], circuits: list[dict[str, Any]]) -> Rule:
+    match = rule["match"]
+    names: set[str] = set()
+    for name in rule.get("circuits", ()):
+        # The name of an entry stands for all circuits that it makes.
+        made = [slot_names(entry["name"], entry["count"]) for entry in circuits if entry["name"] == name]
+        names.update(*(made or [[name]]))
+    return Rule(
+        match=Match(
+            ports=tuple(parse_ports(str(port)) for port in match.get("port", ())),
+            hosts=tuple(host.lower().removeprefix(".") for host in match.get("host", ())),
+            socks_user=match.get("socks_user"),
+            sources=tuple(map(parse_network, match.get("source", ()))),
+            session_group=match.get("session_group"),
+        ),
+        circuits=frozenset(names) or None,
+        action=RuleAction(rule["action"]) if "action" in rule else None,
     )
 
 

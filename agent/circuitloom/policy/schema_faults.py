@@ -153,7 +153,7 @@ def _value_hint(node: Scalar, sub: dict[str, Any]) -> str:
         if _ODD_NUMBER.fullmatch(node.text):
             return "; write plain decimal digits"
         return "" if node.is_plain or not node.text.isdecimal() else "; remove the quotes"
-    if _fits(node.text, sub):
+    if _fits(node.text, sub) and "integer" not in sub.get("type", ()):
         # Only a boolean or a number gets here: YAML took the word for one.
         kind = f"means {str(node.value).lower()}" if isinstance(node.value, bool) else "is a number"
         return f', which {kind} in YAML: write "{node.text}" with quotes'

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
+from ipaddress import IPv4Network, IPv6Network
 
 from circuitloom.model import Purpose
 
@@ -23,6 +24,40 @@ class Algorithm(StrEnum):
     ROUND_ROBIN = "round-robin"
     WEIGHTED_ROUND_ROBIN = "weighted-round-robin"
     LEAST_STREAMS = "least-streams"
+    POWER_OF_TWO = "power-of-two"
+    FIRST = "first"
+    RANDOM = "random"
+
+
+class StickyBy(StrEnum):
+    """What streams must have in common to go to one circuit."""
+
+    NONE = "none"
+    SOCKS_USER = "socks-user"
+    DESTINATION = "destination"
+    SOURCE = "source"
+
+
+class WhenFull(StrEnum):
+    """What a stream does when every circuit that may take it is full."""
+
+    QUEUE = "queue"
+    TOR = "tor"
+    REJECT = "reject"
+
+
+class Overflow(StrEnum):
+    """What becomes of a stream that finds the queue full, or waited in it for too long."""
+
+    TOR = "tor"
+    REJECT = "reject"
+
+
+class RuleAction(StrEnum):
+    """Where a rule sends streams that get no circuit of ours."""
+
+    TOR = "tor"
+    REJECT = "reject"
 
 
 class Isolation(StrEnum):
@@ -163,13 +198,72 @@ class Keys:
 
 
 @dataclass(frozen=True, slots=True)
+class Queue:
+    """Where streams wait for room.
+
+    Attributes:
+        length: How many of one key may wait at once, for the same circuits.
+        timeout_seconds: How long each waits at most.
+        overflow: What becomes of those beyond either.
+    """
+
+    length: int = 1024
+    timeout_seconds: float = 30.0
+    overflow: Overflow = Overflow.TOR
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """What streams a rule is for: those for which every condition holds; what is empty or None is none.
+
+    Attributes:
+        ports: Ranges of destination ports, both ends included.
+        hosts: Names of destinations, lower case; each stands for all names below it as well.
+        socks_user: A glob for the SOCKS user name.
+        sources: Networks of client addresses.
+        session_group: The SessionGroup of Tor's listener.
+    """
+
+    ports: tuple[tuple[int, int], ...] = ()
+    hosts: tuple[str, ...] = ()
+    socks_user: str | None = None
+    sources: tuple[IPv4Network | IPv6Network, ...] = ()
+    session_group: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """What happens to the streams that match: ``circuits`` names those that may take them, or ``action``."""
+
+    match: Match
+    circuits: frozenset[str] | None = None
+    action: RuleAction | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Balance:
-    """How streams are spread, which may share a circuit, and what the circuits are to Tor."""
+    """How streams are spread, which may share a circuit, and what the circuits are to Tor.
+
+    Attributes:
+        algorithm: How a circuit is chosen.
+        isolation: Which streams may share one.
+        keys: What isolation may cost.
+        when_full: What happens when all circuits are full.
+        queue: Where streams wait then.
+        sticky: What streams have in common that go to one circuit.
+        sticky_load: Above how many times its part of all streams a circuit takes no more of these; None: no
+            such bound.
+        purpose: What Tor is told that they are for.
+    """
 
     algorithm: Algorithm = Algorithm.WEIGHTED_ROUND_ROBIN
     isolation: Isolation = Isolation.TOR
     keys: Keys = field(default_factory=Keys)
     purpose: Purpose = Purpose.GENERAL
+    sticky: StickyBy = StickyBy.NONE
+    sticky_load: float | None = None
+    when_full: WhenFull = WhenFull.QUEUE
+    queue: Queue = field(default_factory=Queue)
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,4 +385,5 @@ class Policy:
     failover: Failover = field(default_factory=Failover)
     log: Log = field(default_factory=Log)
     admin: Admin = field(default_factory=Admin)
+    rules: tuple[Rule, ...] = ()
     rounds: Rounds | None = None

@@ -30,19 +30,25 @@ from circuitloom.model import (
     StreamId,
     StreamStatus,
 )
+from circuitloom.policy.matching import find_rule
 from circuitloom.policy.types import (
     ColdStart,
     Isolation,
+    Overflow,
     Policy,
+    RuleAction,
     WhenExceeded,
     WhenExhausted,
+    WhenFull,
     WhenNone,
 )
 from circuitloom.pool.blame import Blame
 from circuitloom.pool.builder import Builder
+from circuitloom.pool.choosing import sticky_value
 from circuitloom.pool.circuits import Circuits
 from circuitloom.pool.isolation import ONE_FOR_ALL, UNKNOWN_KEY, IsolationKey, isolation_key
 from circuitloom.pool.keys import Keys
+from circuitloom.pool.queues import Queues
 from circuitloom.pool.retries import Unanswered
 from circuitloom.pool.slots import Circuit, CircuitState
 from circuitloom.pool.streams import Stream, StreamState, TorsOwn, is_directory
@@ -71,6 +77,7 @@ class Attacher:
         now: The time (seconds of the pool's clock), set before each event.
         streams: By Tor's id.
         waiting: Those that are held.
+        freed: Circuits with room again while streams wait for some.
         attached_total: Attachments so far.
         released_total: Streams handed to Tor so far.
         failed_total: Attachments that ended without a connection.
@@ -97,6 +104,8 @@ class Attacher:
         self.now = 0.0
         self.streams: dict[StreamId, Stream] = {}
         self.waiting = Waiting()
+        self._queues = Queues()
+        self.freed: list[Circuit] = []
         self.attached_total = 0
         self.released_total = 0
         self.failed_total = 0
@@ -131,6 +140,8 @@ class Attacher:
         """Forget every stream; what Tor says next is all there is."""
         self.streams.clear()
         self.waiting.clear()
+        self._queues.clear()
+        self.freed.clear()
         self._unanswered.clear()
 
     def adopt(self, line: StreamEvent) -> None:
@@ -157,6 +168,19 @@ class Attacher:
         for stream in self.waiting:
             self.serve(stream)
 
+    def serve_queued(self) -> None:
+        """Give the places that became free to those that have waited longest."""
+        freed, self.freed = self.freed, []
+        for circuit in freed:
+            owner = circuit.slot.owner
+            while circuit.is_candidate:
+                stream = self._queues.first(owner, circuit.slot.slot.name)
+                if stream is None:
+                    break
+                self.serve(stream)
+                if stream.is_queued:
+                    break
+
     def release_waiting(self, why: str) -> None:
         """Hand all that wait to Tor."""
         for stream in self.waiting:
@@ -178,7 +202,10 @@ class Attacher:
             for stream in self._unanswered.overdue(sent_before=self.now - patience):
                 self._redispatch(stream)
         for stream in self.waiting.expired(self.now):
-            self._release(stream, "its circuits were not built in time")
+            if stream.is_queued:
+                self._overflow(stream, "no circuit had room in time")
+            else:
+                self._release(stream, "its circuits were not built in time")
 
     def check_invariants(self, counts: dict[Circuit, int]) -> None:
         """Assert what must always hold, and count the streams of each circuit; for tests.
@@ -217,6 +244,9 @@ class Attacher:
         stream.is_tors = self._tors_own.has(event.target)
         if stream.owner is None:
             stream.key = self._shared_key() or isolation_key(event)
+        stream.sticky = sticky_value(event, self.policy.balance.sticky)
+        if self.policy.rules:
+            stream.rule = find_rule(self.policy.rules, event.target, event.keywords)
 
     def _on_controller_wait(self, event: StreamEvent) -> None:
         stream = self.streams.get(event.stream_id)
@@ -244,6 +274,8 @@ class Attacher:
         stream = self.streams.get(event.stream_id)
         if stream is not None:
             self._place(stream, event.circuit_id)
+            if stream.is_unanswered and stream.circuit is not None:
+                stream.circuit.connect_time.observe(self.now - stream.attached_at, self.now)
             self._unanswered.end(stream)
             self._blame.succeed(stream.target, stream.circuit)
             stream.state = StreamState.OPEN
@@ -261,6 +293,8 @@ class Attacher:
             return
         if circuit is not None and stream.is_unanswered and not _is_policy(event):
             self._accuse(stream, circuit)
+        if ours is not None and event.keywords.get("REASON") == "TIMEOUT":
+            ours.connect_time.penalise(self.now)
         self._count_failure(stream)
         stream.failures += 1
         stream.tried = (*stream.tried, event.circuit_id)
@@ -317,6 +351,10 @@ class Attacher:
             self._release(stream, "only Tor can serve this address")
         elif stream.is_resolve and self.policy.balance.purpose is Purpose.CONTROLLER:
             self._release(stream, _NO_RESOLVE)
+        elif stream.rule is not None and stream.rule.action is RuleAction.TOR:
+            self._release(stream, "a rule leaves it to Tor")
+        elif stream.rule is not None and stream.rule.action is RuleAction.REJECT:
+            self._close(stream, "a rule rejects it")
         elif stream.key is None:
             self._release(stream, "what isolates it is not known")
         elif stream.failures and not self._unanswered.may_retry(stream.failures, self.policy.failover.retry):
@@ -345,15 +383,24 @@ class Attacher:
         if dead_on and stream.failures:
             self._give_up(stream)
             return
-        circuit = circuits.candidate(dead_on) or circuits.choose(stream.tried)
+        circuit = circuits.candidate(dead_on, stream.among) or circuits.choose(
+            stream.tried, now=self.now, sticky=stream.sticky, among=stream.among
+        )
         if circuit is not None and stream.is_resolve and circuit.purpose is Purpose.CONTROLLER:
             # Built under another policy, or made so by another controller.
             self._release(stream, _NO_RESOLVE)
         elif circuit is not None:
             self._attach(stream, circuit)
-        elif circuits.is_usable:
-            why = "no other circuit can take it" if stream.tried else "all circuits are full"
-            self._release(stream, why)
+        else:
+            self._miss(stream, circuits)
+
+    def _miss(self, stream: Stream, circuits: Circuits) -> None:
+        """No circuit can take the stream now."""
+        if circuits.is_usable_among(stream.among):
+            if stream.tried and circuits.has_room(stream.among):
+                self._release(stream, "no other circuit can take it")
+            else:
+                self._queue(stream, circuits)
         else:
             match self.policy.failover.when_none:
                 case WhenNone.TOR:
@@ -363,6 +410,27 @@ class Attacher:
                     self.waiting.hold(stream)
                 case _:
                     self._close(stream, "no circuit is usable")
+
+    def _queue(self, stream: Stream, circuits: Circuits) -> None:
+        """All circuits that may take the stream are full."""
+        balance = self.policy.balance
+        match balance.when_full:
+            case WhenFull.TOR:
+                self._release(stream, "all circuits are full")
+            case WhenFull.REJECT:
+                self._close(stream, "all circuits are full")
+            case _ if self._queues.add(stream, circuits, length=balance.queue.length):
+                # Whichever has room next may take it, also one that was tried.
+                stream.tried = ()
+                self.waiting.hold_until(stream, self.now + balance.queue.timeout_seconds)
+            case _:
+                self._overflow(stream, "all circuits and their queue are full")
+
+    def _overflow(self, stream: Stream, why: str) -> None:
+        if self.policy.balance.queue.overflow is Overflow.REJECT:
+            self._close(stream, why)
+        else:
+            self._release(stream, why)
 
     def _exceed(self, stream: Stream) -> None:
         match self.policy.balance.keys.when_exceeded:
@@ -384,7 +452,10 @@ class Attacher:
         if not self._unanswered.may_retry(stream.failures + 1, self.policy.failover.retry):
             return
         circuit_id = circuit.circuit_id or TOR_CHOOSES
-        other = circuits.choose((*stream.tried, circuit_id))
+        circuit.connect_time.penalise(self.now)
+        other = circuits.choose(
+            (*stream.tried, circuit_id), now=self.now, sticky=stream.sticky, among=stream.among
+        )
         if other is None or other.purpose is not Purpose.CONTROLLER:
             return
         self._accuse(stream, circuit)
@@ -417,9 +488,11 @@ class Attacher:
         return ONE_FOR_ALL if self.policy.balance.isolation is Isolation.NONE else None
 
     def _attach(self, stream: Stream, circuit: Circuit) -> None:
+        self._queues.remove(stream)
         self.waiting.remove(stream)
         stream.state = StreamState.ATTACHED
         stream.circuit = circuit
+        stream.attached_at = self.now
         self._unanswered.begin(stream, circuit, now=self.now, is_timed=self._may_redispatch(circuit))
         state = circuit.slot
         state.attached_total += 1
@@ -466,6 +539,7 @@ class Attacher:
                 circuit.slot.owner.mark(circuit, stream.key or UNKNOWN_KEY)
 
     def _take_off(self, stream: Stream) -> None:
+        self._queues.remove(stream)
         self.waiting.remove(stream)
         self._unanswered.end(stream)
         circuit = stream.circuit
@@ -473,6 +547,8 @@ class Attacher:
             stream.circuit = None
             if circuit.state is not CircuitState.CLOSED:
                 circuit.slot.owner.remove_stream(circuit)
+                if self._queues:
+                    self.freed.append(circuit)
 
     def _forget(self, stream: Stream) -> None:
         del self.streams[stream.stream_id]

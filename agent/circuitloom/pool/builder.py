@@ -41,6 +41,7 @@ class Builder:
         emit: Takes each action, in order.
 
     Attributes:
+        uniform: As given.
         by_id: Circuits of ours that Tor has given an id.
     """
 
@@ -48,7 +49,7 @@ class Builder:
         self, rebuild: Rebuild, *, uniform: Callable[[], float], emit: Callable[[Action], None]
     ) -> None:
         self.rebuild = rebuild
-        self._uniform = uniform
+        self.uniform = uniform
         self._emit = emit
         self.by_id: dict[CircuitId, Circuit] = {}
         self._builds: dict[int, Circuit] = {}
@@ -98,7 +99,7 @@ class Builder:
         rebuild = self.rebuild
         # The exponent is bounded: 2 ** 1100 would not fit a float, and long before it the maximum holds.
         delay = min(rebuild.max_seconds, rebuild.initial_seconds * 2.0 ** min(state.failures, 32))
-        delay *= 1 + rebuild.jitter * (2 * self._uniform() - 1)
+        delay *= 1 + rebuild.jitter * (2 * self.uniform() - 1)
         state.failures += 1
         self.want_at(state, now + delay)
         self._emit(Announce(Severity.WARNING, f"{what}, trying again in {delay:.1f} s"))

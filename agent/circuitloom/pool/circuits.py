@@ -15,10 +15,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 
-from circuitloom.balancing import CHOOSERS, Chooser
 from circuitloom.model import Action, Announce, CircuitEvent, CircuitId, CircuitStatus, Purpose, Severity
 from circuitloom.policy.types import Policy, Role, Slot
 from circuitloom.pool.builder import Builder
+from circuitloom.pool.choosing import Choosers
 from circuitloom.pool.isolation import UNKNOWN_KEY, IsolationKey
 from circuitloom.pool.slots import Circuit, CircuitState, SlotState
 
@@ -72,14 +72,14 @@ class Circuits:
         self._builder = builder
         self._emit = emit
         self._min_active = policy.failover.min_active
-        self._algorithm = policy.balance.algorithm
-        self._chooser: Chooser = CHOOSERS[self._algorithm]()
+        self._policy = policy
+        self._chooser = Choosers(policy, builder.uniform)
         self.slots: dict[str, SlotState] = {slot.name: SlotState(slot, self) for slot in slots}
         self._outgoing: dict[str, Circuit] = {}
         self._members: dict[Circuit, None] = {}
         self.active_built = 0
         self.backup_built = 0
-        self._set_floor()
+        self._slots_changed()
 
     # --- what the pool asks --------------------------------------------------------------------------------
 
@@ -108,16 +108,60 @@ class Circuits:
         """Whether nothing is left of them in Tor."""
         return not self._members and not any(state.building for state in self.slots.values())
 
-    def choose(self, exclude: Collection[str]) -> Circuit | None:
-        """The circuit for the next stream, or None when there is none below its limit."""
-        circuit_id = self._chooser.choose(exclude)
-        return None if circuit_id is None else self._builder.by_id[CircuitId(circuit_id)]
+    def is_usable_among(self, names: frozenset[str] | None) -> bool:
+        """Whether at least one of these circuits (None: of all) that may serve is BUILT, full or not."""
+        if names is None:
+            return self.is_usable
+        return any(
+            (state := self.slots.get(name)) is not None
+            and state.circuit is not None
+            and (state.slot.role is Role.ACTIVE or self.backups_serve)
+            for name in names
+        ) or not names.isdisjoint(self._outgoing)
 
-    def candidate(self, circuit_ids: Collection[CircuitId]) -> Circuit | None:
-        """One of these circuits that may take a stream, without a turn of the chooser; None if none may."""
+    def has_room(self, names: frozenset[str] | None) -> bool:
+        """Whether at least one of these circuits (None: of all) may take a stream."""
+        return self._chooser.has_any(names)
+
+    def choose(
+        self,
+        tried: Collection[str],
+        *,
+        now: float,
+        sticky: str | None = None,
+        among: frozenset[str] | None = None,
+    ) -> Circuit | None:
+        """The circuit for the next stream, or None when there is none below its limit.
+
+        Args:
+            tried: Ids of circuits that must not be chosen.
+            now: The time (seconds of the pool's clock).
+            sticky: Streams with the same value go to one circuit, if the policy asks for that.
+            among: Names of the only circuits that may be chosen; None: all.
+        """
+        exclude = [
+            circuit.slot.slot.name
+            for circuit_id in tried
+            if (circuit := self._builder.by_id.get(CircuitId(circuit_id))) and circuit.is_candidate
+        ]
+        name = self._chooser.choose(exclude, now=now, sticky=sticky, among=among)
+        if name is None:
+            return None
+        state = self.slots.get(name)
+        return self._outgoing[name] if state is None else state.circuit
+
+    def candidate(self, circuit_ids: Collection[CircuitId], among: frozenset[str] | None) -> Circuit | None:
+        """One of these that may take a stream, without a turn of the chooser; None if none may.
+
+        Args:
+            circuit_ids: Of the circuits.
+            among: Names of the only circuits that may be taken; None: all.
+        """
         for circuit_id in circuit_ids:
             circuit = self._builder.by_id.get(circuit_id)
-            if circuit is not None and circuit.is_candidate and circuit.slot.owner is self:
+            if circuit is None or not circuit.is_candidate or circuit.slot.owner is not self:
+                continue
+            if among is None or circuit.slot.slot.name in among:
                 return circuit
         return None
 
@@ -138,7 +182,7 @@ class Circuits:
     def _count_changed(self, circuit: Circuit) -> None:
         is_full = circuit.streams >= circuit.slot.slot.max_streams
         if circuit.is_candidate and not is_full:
-            self._chooser.count_streams(circuit.circuit_id or "", circuit.streams)
+            self._chooser.count_streams(circuit.slot.slot.name, circuit.streams)
         else:
             self._offer(circuit)
 
@@ -321,7 +365,7 @@ class Circuits:
     def replace_policy(self, policy: Policy, slots: Sequence[Slot]) -> None:
         """Keep what both policies name, build what is new, drain what is gone."""
         self._min_active = policy.failover.min_active
-        self._algorithm = policy.balance.algorithm
+        self._policy = policy
         old = {name: circuit.slot for name, circuit in self._outgoing.items()} | self.slots
         self._outgoing = {}
         self.slots = {}
@@ -342,7 +386,7 @@ class Circuits:
             self._builder.unwant(state)
             if state.circuit is not None:
                 self._outgoing[name] = state.circuit
-        self._set_floor()
+        self._slots_changed()
         self._restart_chooser()
         self._dismiss_outgoing()
         for state in self.slots.values():
@@ -385,6 +429,10 @@ class Circuits:
         predecessor, state.circuit, state.is_outdated = state.circuit, circuit, False
         names = ", ".join(hop.nickname or hop.fingerprint[:8] for hop in circuit.path)
         self._say(f"circuit {circuit.label} built: {names}")
+        if predecessor is not None:
+            # Candidates are named by their slots: one leaves before the other joins.
+            predecessor.state = CircuitState.DRAINING
+            self._offer(predecessor)
         self._tiers_changed(state, +1)
         self._offer(circuit)
         if predecessor is not None:
@@ -436,6 +484,11 @@ class Circuits:
 
     # --- the chooser ---------------------------------------------------------------------------------------
 
+    def _slots_changed(self) -> None:
+        """Number the slots, and set the floor."""
+        self._order = {name: number for number, name in enumerate(self.slots)}
+        self._set_floor()
+
     def _set_floor(self) -> None:
         """A key that gets fewer slots than the policy's floor has all of its own as floor."""
         active = [state for state in self.slots.values() if state.slot.role is Role.ACTIVE]
@@ -461,11 +514,17 @@ class Circuits:
         if may_serve == circuit.is_candidate:
             return
         circuit.is_candidate = may_serve
-        circuit_id = circuit.circuit_id or ""
+        slot = circuit.slot.slot
         if may_serve:
-            self._chooser.add(circuit_id, weight=circuit.slot.slot.weight, streams=circuit.streams)
+            self._chooser.add(
+                slot.name,
+                weight=slot.weight,
+                streams=circuit.streams,
+                order=self._order.get(slot.name, len(self._order)),
+                connect_time=circuit.connect_time,
+            )
         else:
-            self._chooser.remove(circuit_id)
+            self._chooser.remove(slot.name)
 
     def _tiers_changed(self, state: SlotState, change: int) -> None:
         """Count a circuit in its tier; when the floor is crossed, backup circuits join or leave."""
@@ -483,7 +542,7 @@ class Circuits:
 
     def _restart_chooser(self) -> None:
         """Start fair again, after weights, limits, tiers or the algorithm changed."""
-        self._chooser = CHOOSERS[self._algorithm]()
+        self._chooser = Choosers(self._policy, self._builder.uniform)
         built = [state for state in self.slots.values() if state.circuit and self._counts(state)]
         self.active_built = sum(1 for state in built if state.slot.role is Role.ACTIVE)
         self.backup_built = len(built) - self.active_built

@@ -126,6 +126,8 @@ class Pool:
         self._attacher.now = now
         if isinstance(event, StreamEvent):
             self._on_stream[event.status](event)
+            if self._attacher.freed:
+                self._attacher.serve_queued()
             # A stream may have ended a key, whose room others wait for, or begun one: then there is something
             # to build.
             if self._keys.has_made_room:
@@ -250,11 +252,11 @@ class Pool:
                 if stream.wait_until is None:
                     assert self._policy.failover.when_none is WhenNone.HOLD
                     assert owner is not None
-                    assert not owner.is_usable
+                    assert not owner.is_usable_among(stream.among)
                 elif owner is None:
                     assert self._policy.balance.keys.when_exceeded is WhenExceeded.QUEUE
                 else:
-                    assert owner.is_cold
+                    assert owner.is_cold or (stream.is_queued and not owner.has_room(stream.among))
 
     def _emit(self, action: Action) -> None:
         self._actions.append(action)
