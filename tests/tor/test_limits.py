@@ -167,8 +167,10 @@ def test_ten_thousand_streams_at_once(
 
 
 def test_a_tor_without_descriptors_is_told_and_served_again_afterwards(
-    client: TorClient, echo: EchoServer, tmp_path: Path
+    network: PrivateNetwork, echo: EchoServer, tmp_path: Path
 ) -> None:
+    """A Tor of its own: each says so only once in six hours."""
+
     async def run() -> None:
         proxy = SocksProxy(client.socks_port, timeout_seconds=20)
         held = await open_many(proxy, echo.address, count=20)
@@ -187,13 +189,17 @@ def test_a_tor_without_descriptors_is_told_and_served_again_afterwards(
         await held.close()
         await opened.close()
 
-    with make_agent(client, tmp_path) as agent, Witness(client) as witness:
-        agent.wait_balancing(2)
-        asyncio.run(run())
-        assert "raise LimitNOFILE= of Tor's unit" in agent.log()
-        assert agent.log().count("no file descriptor") == 1
-        assert agent.log().count("connected to Tor") == 1
-        assert_balanced(agent, witness, client, echo)
+    client = network.add_client()
+    try:
+        with make_agent(client, tmp_path) as agent, Witness(client) as witness:
+            agent.wait_balancing(2)
+            asyncio.run(run())
+            assert "raise LimitNOFILE= of Tor's unit" in agent.log()
+            assert agent.log().count("no file descriptor") == 1
+            assert agent.log().count("connected to Tor") == 1
+            assert_balanced(agent, witness, client, echo)
+    finally:
+        client.stop()
 
 
 # --- clocks -------------------------------------------------------------------------------------------------
