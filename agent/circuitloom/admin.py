@@ -6,6 +6,8 @@ Rules of this file:
 * A client can be slow, silent, huge or wrong; it costs one bounded buffer for a bounded time.
 * Without a file descriptor for them clients wait in the listener's queue; it is told at most once a minute.
 * Requests: ``{"command": "status"}``. Answers: the command's object, or ``{"error": "what is wrong"}``.
+* ``events`` is answered once, and then with an object for each event; whoever does not read them is let go.
+* Whoever changes something is named in the log, by the kernel's word.
 """
 
 from __future__ import annotations
@@ -17,13 +19,20 @@ import logging
 import os
 import socket
 import stat
-from collections.abc import Callable, Mapping
+import struct
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping
 from typing import Any
 
 from circuitloom.errors import AdminError, CannotCreate, reason_of
 
 SOCKET_MODE = 0o660
 """Who may use the group of the agent may ask it; nobody else."""
+
+PROTOCOL = 1
+"""A request may name it; one that asks for another is refused."""
+
+MAX_BACKLOG_BYTES = 64 << 10
+"""A follower that has left this much of the events unread is let go."""
 
 MAX_REQUEST_BYTES = 64 << 10
 MAX_CLIENTS = 32
@@ -41,6 +50,8 @@ ACCEPT_RETRY_SECONDS = 1.0
 TELL_SECONDS = 60.0
 """Descriptors come and go; that they lack is told at most so often."""
 
+_EVENTS = "events"
+
 Command = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 _log = logging.getLogger(__name__)
 
@@ -50,12 +61,15 @@ class AdminServer:
 
     Args:
         path: Where the socket is made.
-        commands: By name.
+        commands: By name; one that raises AdminError is answered with its text.
+        changing: Names of those that change something.
     """
 
-    def __init__(self, path: str, commands: Mapping[str, Command]) -> None:
+    def __init__(self, path: str, commands: Mapping[str, Command], *, changing: Collection[str] = ()) -> None:
         self._path = path
         self._commands = commands
+        self._changing = changing
+        self._followers: set[asyncio.StreamWriter] = set()
         self._listener: socket.socket | None = None
         self._accepting: asyncio.Task[None] | None = None
         self._clients: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
@@ -99,6 +113,18 @@ class AdminServer:
             await asyncio.wait(clients, timeout=CLOSE_SECONDS)
         with contextlib.suppress(OSError):
             os.unlink(self._path)  # noqa: PTH108 - the path is a string throughout
+
+    def publish(self, event: Mapping[str, Any]) -> None:
+        """Tell every follower."""
+        if not self._followers:
+            return
+        line = json.dumps(event).encode() + b"\n"
+        for writer in list(self._followers):
+            if writer.transport.get_write_buffer_size() > MAX_BACKLOG_BYTES:
+                self._followers.discard(writer)
+                writer.transport.abort()
+            else:
+                writer.write(line)
 
     def _remove_stale(self) -> None:
         """A socket that nobody answers on was left by a killed agent."""
@@ -150,11 +176,11 @@ class AdminServer:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             while True:
-                async with asyncio.timeout(IDLE_SECONDS):
+                async with asyncio.timeout(None if writer in self._followers else IDLE_SECONDS):
                     line = await reader.readline()
                     if not line:
                         break
-                    writer.write(json.dumps(self._answer(line)).encode() + b"\n")
+                    writer.write(json.dumps(self._answer(line, writer)).encode() + b"\n")
                     await writer.drain()
         except ValueError:
             writer.write(
@@ -163,21 +189,65 @@ class AdminServer:
         except (OSError, TimeoutError):
             pass
         finally:
+            self._followers.discard(writer)
             writer.close()
             with contextlib.suppress(OSError):
                 await writer.wait_closed()
 
-    def _answer(self, line: bytes) -> Mapping[str, Any]:
+    def _answer(self, line: bytes, writer: asyncio.StreamWriter) -> Mapping[str, Any]:
+        try:
+            name, request = self._read(line)
+            if name == _EVENTS:
+                self._followers.add(writer)
+                return {"command": _EVENTS}
+            if name in self._changing:
+                _log.info("%s was asked for by %s", name, _peer(writer))
+            return self._commands[name](request)
+        except AdminError as error:
+            return {"error": str(error)}
+
+    def _read(self, line: bytes) -> tuple[str, Mapping[str, Any]]:
+        """The name of the command, which there is, and the whole request.
+
+        Raises:
+            AdminError: The line is no such thing.
+        """
         try:
             request = json.loads(line)
         except (ValueError, RecursionError):
-            return {"error": "a request is one JSON object on one line"}
-        if not isinstance(request, dict) or not isinstance(request.get("command"), str):
-            return {"error": 'a request names its command: {"command": "status"}'}
-        command = self._commands.get(request["command"])
-        if command is None:
-            return {"error": f"no such command; there are: {', '.join(sorted(self._commands))}"}
-        return command(request)
+            raise AdminError("a request is one JSON object on one line") from None
+        if not isinstance(request, dict) or not isinstance(name := request.get("command"), str):
+            raise AdminError('a request names its command: {"command": "status"}')
+        if request.get("protocol", PROTOCOL) != PROTOCOL:
+            raise AdminError(f"this agent speaks protocol {PROTOCOL} only")
+        names = sorted([*self._commands, _EVENTS])
+        if name not in names:
+            raise AdminError(f"no such command; there are: {', '.join(names)}")
+        return name, request
+
+
+def _peer(writer: asyncio.StreamWriter) -> str:
+    """Who is at the other end (SO_PEERCRED, unix(7))."""
+    size = struct.calcsize("3i")
+    connection = writer.get_extra_info("socket")
+    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
+    process_id, user_id, group_id = struct.unpack("3i", credentials)
+    return f"uid {user_id}, gid {group_id}, pid {process_id}"
+
+
+def follow(path: str) -> Generator[dict[str, Any], None, None]:
+    """The events of a running agent, until it ends.
+
+    Raises:
+        AdminError: Nobody answers there.
+    """
+    with _connected(path) as connection, connection.makefile("rwb") as file:
+        file.write(json.dumps({"command": _EVENTS}).encode() + b"\n")
+        file.flush()
+        connection.settimeout(None)
+        file.readline()
+        for line in file:
+            yield json.loads(line)
 
 
 def _tell_fault(task: asyncio.Task[None]) -> None:
@@ -196,13 +266,25 @@ def ask(path: str, request: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         AdminError: Nobody answers there, or the answer is an error.
     """
+    with _connected(path) as connection:
+        connection.sendall(json.dumps(request).encode() + b"\n")
+        with connection.makefile("rb") as file:
+            answer = json.loads(file.readline())
+    if not isinstance(answer, dict):
+        raise AdminError(f"{path}: no usable answer")
+    if "error" in answer:
+        raise AdminError(f"{path}: {answer['error']}")
+    return answer
+
+
+@contextlib.contextmanager
+def _connected(path: str) -> Iterator[socket.socket]:
+    """A connection to the agent; what goes wrong with it is one line."""
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
             connection.settimeout(CLIENT_TIMEOUT_SECONDS)
             connection.connect(path)
-            connection.sendall(json.dumps(request).encode() + b"\n")
-            with connection.makefile("rb") as file:
-                answer = json.loads(file.readline())
+            yield connection
     except (FileNotFoundError, ConnectionRefusedError):
         raise AdminError(
             f"no circuitloom answers on {path}; is it running (systemctl status circuitloom)? "
@@ -212,8 +294,3 @@ def ask(path: str, request: Mapping[str, Any]) -> dict[str, Any]:
         raise AdminError(f"{path}: not allowed; run as root or as a member of the agent's group") from None
     except (OSError, ValueError, RecursionError) as error:
         raise AdminError(f"{path}: no usable answer ({error})") from None
-    if not isinstance(answer, dict):
-        raise AdminError(f"{path}: no usable answer")
-    if "error" in answer:
-        raise AdminError(f"{path}: {answer['error']}")
-    return answer

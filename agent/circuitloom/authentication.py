@@ -38,6 +38,9 @@ below the 5 s in which a stop must end."""
 
 MAX_PASSWORD_BYTES = 4096
 
+COOKIE_BYTES = 32
+"""Of Tor's CookieAuthFile (control-spec 5.1)."""
+
 _JOIN_THE_GROUP = "run as a user of Tor's group (on Debian: debian-tor)"
 
 
@@ -213,3 +216,17 @@ def _authentication_error(tor: TorControl, error: Exception) -> ControlError:
     if isinstance(error, stem.SocketError):
         return ControlUnreachable(f"{at} hung up while we authenticated")
     return ControlProtocolError(f"{at} answered in an unknown way while we authenticated")
+
+
+def read_cookie(path: str) -> bytes | None:
+    """Tor's cookie, which is another one after each start of Tor; None if it cannot be read.
+
+    Args:
+        path: As PROTOCOLINFO names it.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        with open(descriptor, "rb") as file:  # noqa: PTH123 - a descriptor has no path
+            return file.read(COOKIE_BYTES)
+    except OSError:
+        return None

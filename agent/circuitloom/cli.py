@@ -12,22 +12,31 @@ import argparse
 import asyncio
 import contextlib
 import dataclasses
+import gc
 import io
 import json
 import logging
 import os
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 from circuitloom import __version__, logs
-from circuitloom.admin import ask
+from circuitloom.admin import ask, follow
 from circuitloom.errors import AdminError, CircuitloomError, PolicyError, is_out_of_descriptors, reason_of
+from circuitloom.ledger import copy_of, read_rows
+from circuitloom.model import Order
 from circuitloom.policy import check_policy, read_policy, read_source, schema_text
 from circuitloom.policy.types import DEFAULT_ADMIN_SOCKET, TorControl
 from circuitloom.release import give_back
+from circuitloom.rounds.listing import PAGE_ROWS, Reader, all_rows, export_csv, rounds_table
 from circuitloom.service import Service
 from circuitloom.session import connect_once
-from circuitloom.status import status_table
+from circuitloom.state import state_directory
+from circuitloom.status import explanation_text, plan_text, status_table
 
 EX_USAGE = 64
 EX_OSERR = 71
@@ -37,6 +46,8 @@ LOOP_DESCRIPTORS = 3
 
 RELEASE_SECONDS = 10.0
 """systemd waits for ExecStopPost=; a Tor that hangs must not make it wait long."""
+
+WATCH_SECONDS = 1.0
 
 _EPILOG = """\
 exit codes (sysexits.h): 0 done, 64 wrong arguments, 69 Tor or the agent does not answer,
@@ -98,8 +109,11 @@ def _run(options: argparse.Namespace) -> int:
     for warning in warnings:
         logging.getLogger(__name__).warning("%s", warning)
 
+    # What is loaded now lives as long as the process: a collection that visits it holds streams up for 10 ms.
+    gc.freeze()
+
     async def serve() -> int:
-        return await Service(options.policy, policy).run()
+        return await Service(options.policy, policy, state=state_directory(options.state)).run()
 
     _try_descriptors()
     return asyncio.run(serve())
@@ -148,17 +162,102 @@ def _schema(_options: argparse.Namespace) -> int:
     return 0
 
 
+def _admin_path(options: argparse.Namespace) -> str:
+    if options.socket:
+        return str(options.socket)
+    return read_policy(options.policy).admin.socket if options.policy else DEFAULT_ADMIN_SOCKET
+
+
+def _order(options: argparse.Namespace) -> int:
+    request = {"command": options.name_of_command, "name": options.name}
+    if options.name_of_command == Order.WEIGHT:
+        request["weight"] = options.weight
+    ask(_admin_path(options), request)
+    return 0
+
+
+def _reload(options: argparse.Namespace) -> int:
+    answer = ask(_admin_path(options), {"command": "reload", "plan": options.plan})
+    if answer["faults"]:
+        print("\n".join(answer["faults"]), file=sys.stderr)
+        print("circuitloom: reload refused, the old policy stays", file=sys.stderr)
+        return PolicyError.exit_code
+    print(plan_text(answer["plan"]))
+    return 0
+
+
+def _explain(options: argparse.Namespace) -> int:
+    answer = ask(_admin_path(options), {"command": "explain", "stream": options.stream})
+    print(json.dumps(answer, indent=2) if options.json else explanation_text(answer))
+    return 0
+
+
+def _events(options: argparse.Namespace) -> int:
+    for event in follow(_admin_path(options)):
+        print(json.dumps(event), flush=True)
+    return 0
+
+
 def _status(options: argparse.Namespace) -> int:
-    path = options.socket or (
-        read_policy(options.policy).admin.socket if options.policy else DEFAULT_ADMIN_SOCKET
-    )
+    path = _admin_path(options)
+    if options.watch:
+        return _watch(path)
     document = ask(path, {"command": "status"})
+    print(json.dumps(document, indent=2) if options.json else _status_text(path, document))
+    return 0
+
+
+def _status_text(path: str, document: Mapping[str, Any]) -> str:
     try:
-        text = json.dumps(document, indent=2) if options.json else status_table(document)
+        return status_table(document)
     except (KeyError, TypeError):
         raise AdminError(f"{path}: what answers there is no circuitloom of this version") from None
-    print(text)
+
+
+def _watch(path: str) -> int:
+    """Show the status anew every second until interrupted, also over a restart of the agent."""
+    try:
+        # Only a person who watches needs it.
+        from rich.live import Live  # noqa: PLC0415
+        from rich.text import Text  # noqa: PLC0415
+    except ImportError:
+        raise AdminError("status --watch needs rich; install Debian's python3-rich") from None
+    text = _status_text(path, ask(path, {"command": "status"}))
+    with Live(Text(text), screen=True, auto_refresh=False) as live:
+        while True:
+            live.update(Text(text), refresh=True)
+            time.sleep(WATCH_SECONDS)
+            try:
+                text = _status_text(path, ask(path, {"command": "status"}))
+            except AdminError as error:
+                text = str(error)
+
+
+def _rounds(options: argparse.Namespace) -> int:
+    if options.state:
+        with copy_of(Path(options.state)) as connection:
+            _print_rounds(partial(read_rows, connection), options)
+        return 0
+    path = _admin_path(options)
+
+    def read(*, after: int, limit: int) -> list[dict[str, Any]]:
+        answer = ask(path, {"command": "rounds", "after": after, "limit": limit})
+        try:
+            return list(answer["rows"])
+        except (KeyError, TypeError):
+            raise AdminError(f"{path}: what answers there is no circuitloom of this version") from None
+
+    _print_rounds(read, options)
     return 0
+
+
+def _print_rounds(read: Reader, options: argparse.Namespace) -> None:
+    if options.export:
+        export_csv(all_rows(read), sys.stdout)
+    elif options.json:
+        print(json.dumps(list(all_rows(read)), indent=2))
+    else:
+        print(rounds_table(read(after=-1, limit=options.last)))
 
 
 def _demo(options: argparse.Namespace) -> int:
@@ -168,10 +267,67 @@ def _demo(options: argparse.Namespace) -> int:
     return run_demo(seconds=options.seconds, relays=options.relays, plain=options.plain)
 
 
+def _row_count(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= PAGE_ROWS:
+        raise argparse.ArgumentTypeError(f"must be a number from 1 to {PAGE_ROWS}")
+    return int(text)
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> None:  # type: ignore[override]  # it exits, as the original does
         print(f"{self.prog}: {message}; see {self.prog} --help", file=sys.stderr)
         raise SystemExit(EX_USAGE)
+
+
+def _add_socket(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--socket", metavar="PATH", help=f"the admin socket (default: {DEFAULT_ADMIN_SOCKET})"
+    )
+    command.add_argument("--policy", metavar="POLICY", help="take the admin socket from this policy")
+
+
+_ORDERS = {
+    Order.DRAIN: "give a circuit no new streams; those on it finish",
+    Order.READY: "let a drained circuit take streams again",
+    Order.WEIGHT: "give a circuit another weight, until the next reload",
+    Order.ROTATE: "replace a circuit, make before break",
+    Order.CLOSE: "close a circuit at once, with the streams on it",
+}
+
+
+def _add_orders(commands: Any) -> None:  # noqa: ANN401 - argparse's class of it is private
+    """The commands that change the running agent, or ask it why."""
+    for order, what in _ORDERS.items():
+        command = commands.add_parser(order.value, help=what, description=f"Ask the running agent: {what}.")
+        command.add_argument("name", metavar="NAME", help="the circuit, as the policy names it")
+        if order is Order.WEIGHT:
+            command.add_argument("weight", metavar="N", type=int, help="from 1 to 1000")
+        _add_socket(command)
+        command.set_defaults(command=_order, name_of_command=order.value)
+    reload = commands.add_parser(
+        "reload",
+        help="have the running agent read its policy again",
+        description="Says what becomes of each circuit. A faulty policy changes nothing: its faults, and 78.",
+    )
+    reload.add_argument("--plan", action="store_true", help="say what it would do, and do nothing")
+    _add_socket(reload)
+    reload.set_defaults(command=_reload)
+    explain = commands.add_parser(
+        "explain",
+        help="say why a stream went where it went",
+        description="The last decisions, or those on one stream, and what each circuit is good for now.",
+    )
+    explain.add_argument("stream", metavar="STREAM_ID", nargs="?", help="Tor's id of the stream")
+    explain.add_argument("--json", action="store_true", help="print the whole document, for programs")
+    _add_socket(explain)
+    explain.set_defaults(command=_explain)
+    events = commands.add_parser(
+        "events",
+        help="follow what happens, one JSON object a line",
+        description="Each change of state as it happens, until the agent ends or this is interrupted.",
+    )
+    _add_socket(events)
+    events.set_defaults(command=_events)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -202,6 +358,12 @@ def _parser() -> argparse.ArgumentParser:
         ),
     )
     run.add_argument("policy", metavar="POLICY", help="the YAML file")
+    run.add_argument(
+        "--state",
+        metavar="DIR",
+        help="where circuits are written down for the next agent, which takes them over, and rounds "
+        "(default: systemd's $STATE_DIRECTORY, or nowhere)",
+    )
     run.set_defaults(command=_run)
 
     status = commands.add_parser(
@@ -209,12 +371,30 @@ def _parser() -> argparse.ArgumentParser:
         help="show circuits, shares and streams of the running agent",
         description="Ask the running agent over its admin socket.",
     )
-    status.add_argument("--json", action="store_true", help="print the whole document, for programs")
-    status.add_argument(
-        "--socket", metavar="PATH", help=f"the admin socket (default: {DEFAULT_ADMIN_SOCKET})"
-    )
-    status.add_argument("--policy", metavar="POLICY", help="take the admin socket from this policy")
+    how = status.add_mutually_exclusive_group()
+    how.add_argument("--json", action="store_true", help="print the whole document, for programs")
+    how.add_argument("--watch", action="store_true", help="show it anew every second, until interrupted")
+    _add_socket(status)
     status.set_defaults(command=_status)
+    _add_orders(commands)
+
+    rounds = commands.add_parser(
+        "rounds",
+        help="list the rounds that were run",
+        description=(
+            "Print the ledger of rounds: the last ones as a table, or all of them as JSON or CSV. Asks the "
+            "running agent; --state reads the ledger of one that does not run."
+        ),
+    )
+    form = rounds.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="print all rounds as a JSON list")
+    form.add_argument("--export", choices=["csv"], help="print all rounds as CSV")
+    rounds.add_argument(
+        "--last", type=_row_count, default=20, metavar="N", help="rows of the table (default: 20)"
+    )
+    _add_socket(rounds)
+    rounds.add_argument("--state", metavar="DIR", help="read the ledger in this state directory instead")
+    rounds.set_defaults(command=_rounds)
 
     release = commands.add_parser(
         "release",

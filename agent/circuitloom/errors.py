@@ -10,6 +10,8 @@
         * ``OutOfDescriptors``: this process or the machine has no file descriptor left for it (71, EX_OSERR)
     * ``AdminError``: the agent's admin socket cannot be used (69)
     * ``CannotCreate``: a file or socket we own cannot be made (73, EX_CANTCREAT)
+    * ``LedgerError``: the ledger of rounds cannot be used (74, EX_IOERR)
+        * ``LedgerBusy``: another process serves it
     * ``LabError``: the private Tor network cannot be started or used (69)
 
 The numbers are those of BSD's sysexits.h.
@@ -32,6 +34,8 @@ __all__ = [
     "ControlUnreachable",
     "Fault",
     "LabError",
+    "LedgerBusy",
+    "LedgerError",
     "OutOfDescriptors",
     "PolicyError",
     "is_out_of_descriptors",
@@ -120,6 +124,16 @@ class CannotCreate(CircuitloomError):
     """A file or socket that circuitloom owns cannot be made."""
 
     exit_code = 73
+
+
+class LedgerError(CircuitloomError):
+    """The ledger of rounds cannot be used."""
+
+    exit_code = 74
+
+
+class LedgerBusy(LedgerError):
+    """Another process serves the ledger."""
 
 
 class LabError(CircuitloomError):

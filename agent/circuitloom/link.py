@@ -20,7 +20,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from circuitloom import wire
-from circuitloom.authentication import open_control
+from circuitloom.authentication import open_control, read_cookie
 from circuitloom.errors import ControlError, ControlRefused, ControlUnreachable, OutOfDescriptors, reason_of
 from circuitloom.guard import BEAT_SECONDS, SILENCE_SECONDS, Guard
 from circuitloom.lock import TorLock
@@ -232,6 +232,7 @@ class Link:
                     streams=wire.parse_streams(values.get("stream-status", "")),
                     leave_unattached=is_waited_for,
                     reserved=wire.parse_reserved(options[0]),
+                    secret=read_cookie(cookie[0]) if cookie else None,
                 )
             )
 

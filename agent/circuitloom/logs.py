@@ -10,7 +10,16 @@ import logging
 import os
 import sys
 
+from circuitloom.model import Severity
 from circuitloom.policy.types import Log, LogFormat
+
+LEVEL = {
+    Severity.DEBUG: logging.DEBUG,
+    Severity.INFO: logging.INFO,
+    Severity.WARNING: logging.WARNING,
+    Severity.ERROR: logging.ERROR,
+}
+"""What the core calls a severity, as logging does."""
 
 _PRIORITY = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3, logging.CRITICAL: 2}
 

@@ -10,7 +10,7 @@ Rules of this file:
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from types import MappingProxyType
 from typing import NamedTuple, NewType
@@ -56,6 +56,18 @@ class CircuitStatus(StrEnum):
     PURPOSE_CHANGED = "PURPOSE_CHANGED"
 
 
+class Purpose(StrEnum):
+    """What a circuit is for (control-spec, EXTENDCIRCUIT).
+
+    GENERAL: Tor itself may use it as well, and sends what applications say early. CONTROLLER: Tor does
+    neither, so a stream on its way can be moved without losing a byte; a RESOLVE attached to it aborts Tor
+    (tor-facts 0).
+    """
+
+    GENERAL = "general"
+    CONTROLLER = "controller"
+
+
 class Severity(StrEnum):
     """How much a line of the log matters; names are syslog's."""
 
@@ -63,6 +75,16 @@ class Severity(StrEnum):
     INFO = "info"
     WARNING = "warning"
     ERROR = "error"
+
+
+class Order(StrEnum):
+    """What an operator can ask of a circuit of the policy."""
+
+    DRAIN = "drain"
+    READY = "ready"
+    WEIGHT = "weight"
+    ROTATE = "rotate"
+    CLOSE = "close"
 
 
 # --- what happened -----------------------------------------------------------------------------------------
@@ -134,6 +156,29 @@ class NetworkReady:
 
 
 @dataclass(frozen=True, slots=True)
+class RecordedCircuit:
+    """A circuit that an agent before us built, as it wrote it down.
+
+    Attributes:
+        name: Of its slot in the policy.
+        circuit_id: Tor's id.
+        created: Tor's TIME_CREATED.
+        path: Fingerprints from the first hop on.
+        is_used: Whether it was known to carry its key's streams.
+        number: Of the key it is for; circuits of one key have one number.
+        key: The keyed hash of that key; None: nobody's yet.
+    """
+
+    name: str
+    circuit_id: CircuitId
+    created: str
+    path: tuple[str, ...]
+    is_used: bool
+    number: int
+    key: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class Connected:
     """The control connection is up; this is what Tor says there is.
 
@@ -142,12 +187,16 @@ class Connected:
         streams: The lines of ``GETINFO stream-status``.
         leave_unattached: The option's value: True when somebody before us did not give back.
         reserved: Addresses that Tor rewrites, perhaps to an onion service; their streams stay Tor's.
+        records: Circuits that an agent before us left, at the first connection.
+        secret: Tor's cookie, to write keys down with; None: there is none.
     """
 
     circuits: tuple[CircuitEvent, ...] = ()
     streams: tuple[StreamEvent, ...] = ()
     leave_unattached: bool = False
     reserved: Reserved | None = None
+    records: tuple[RecordedCircuit, ...] = ()
+    secret: bytes | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,6 +240,21 @@ class TakeOverRefused:
 @dataclass(frozen=True, slots=True)
 class StopRequested:
     """The agent is to stop and give everything back."""
+
+
+@dataclass(frozen=True, slots=True)
+class CircuitOrdered:
+    """The operator asked something of a circuit of the policy.
+
+    Attributes:
+        order: What.
+        name: The policy's name of the circuit; an unknown one changes nothing.
+        weight: Its new weight, of an order of WEIGHT.
+    """
+
+    order: Order
+    name: str
+    weight: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,24 +315,27 @@ class CloseStream(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class BuildCircuit:
-    """EXTENDCIRCUIT 0; ``build`` comes back in BuildAccepted or BuildRefused.
+    """EXTENDCIRCUIT 0, and SETCIRCUITPURPOSE; ``build`` comes back in BuildAccepted or BuildRefused.
 
     Attributes:
         build: A number that names this attempt.
         name: The policy's name of the circuit.
         path: Fingerprints, or None: Tor chooses.
+        purpose: What Tor is told that it is for.
     """
 
     build: int
     name: str
     path: tuple[str, ...] | None
+    purpose: Purpose = Purpose.GENERAL
 
 
 @dataclass(frozen=True, slots=True)
 class CloseCircuit:
-    """CLOSECIRCUIT IfUnused."""
+    """CLOSECIRCUIT; ``is_forced`` closes it with the streams on it, else IfUnused."""
 
     circuit_id: CircuitId
+    is_forced: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -293,6 +360,7 @@ Event = (
     | TakeOverRefused
     | Reserved
     | StopRequested
+    | CircuitOrdered
     | DeadlinePassed
 )
 

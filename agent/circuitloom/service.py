@@ -16,12 +16,15 @@ import dataclasses
 import logging
 import random
 import signal
+import time
 from collections.abc import Callable, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from circuitloom import logs, wire
 from circuitloom.admin import AdminServer
+from circuitloom.conductor import Conductor, ConductorEvents
 from circuitloom.errors import CircuitloomError, ControlUnreachable, PolicyError
 from circuitloom.link import RESERVED_OPTIONS, Link, LinkEvents
 from circuitloom.model import (
@@ -35,25 +38,30 @@ from circuitloom.model import (
     BuildCircuit,
     BuildRefused,
     CircuitId,
+    CircuitStatus,
     CloseCircuit,
     CloseStream,
     ConfChanged,
+    Connected,
     DeadlinePassed,
     Disconnected,
     Event,
     GiveBack,
+    Purpose,
     ReleaseStream,
-    Severity,
     StopRequested,
     StreamEvent,
     StreamId,
     TakeOver,
     TakeOverRefused,
 )
+from circuitloom.operation import CHANGING, Agent, commands
 from circuitloom.policy import Policy, read_policy
 from circuitloom.pool import Pool
 from circuitloom.release import give_back
+from circuitloom.rounds.types import Served
 from circuitloom.session import connect_once, ignore_reply
+from circuitloom.state import StateFile
 from circuitloom.status import status_document, status_line
 from circuitloom.systemd import Notifier, watchdog_seconds
 from circuitloom.wire import ControlEvent, Reply
@@ -61,12 +69,6 @@ from circuitloom.wire import ControlEvent, Reply
 STOP_SECONDS = 3.0
 """For giving back at the end; with the rest of a stop this stays below the 5 s that are promised."""
 
-_LEVEL = {
-    Severity.DEBUG: logging.DEBUG,
-    Severity.INFO: logging.INFO,
-    Severity.WARNING: logging.WARNING,
-    Severity.ERROR: logging.ERROR,
-}
 _log = logging.getLogger(__name__)
 
 
@@ -76,15 +78,19 @@ class Service:
     Args:
         policy_path: The policy, read again at each reload.
         policy: What it says now.
+        state: Where circuits are written down for the next agent, and rounds; None: nowhere.
     """
 
-    def __init__(self, policy_path: str, policy: Policy) -> None:
+    def __init__(self, policy_path: str, policy: Policy, *, state: Path | None = None) -> None:
         self._policy_path = policy_path
         self._policy = policy
         self._loop = asyncio.get_running_loop()
         # Jitter only has to differ between hosts; nothing secret hangs on it.
         self._random = random.Random()  # noqa: S311
         self._pool = Pool(policy, uniform=self._random.random, now=self._loop.time())
+        self._state = StateFile(state)
+        self._is_state_loaded = False
+        self._claims = self._pool.claims
         self._stop = asyncio.Event()
         self._failure: BaseException | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -94,7 +100,7 @@ class Service:
         self._link = Link(
             policy.tor,
             LinkEvents(
-                connected=self._handle,
+                connected=self._on_connected,
                 event=self._on_event,
                 turn=self._on_turn,
                 lost=self._on_lost,
@@ -106,7 +112,26 @@ class Service:
             uniform=self._random.random,
             watchdog_seconds=watchdog_seconds(),
         )
-        self._admin = AdminServer(policy.admin.socket, {"status": self._answer_status})
+        self._conductor = Conductor(
+            state,
+            ConductorEvents(
+                circuits=self._built_circuits,
+                is_ready=lambda: self._pool.is_ready,
+                ask_tor=self._ask_circuits,
+                replace=self._replace_circuit,
+            ),
+        )
+        agent = Agent(
+            policy=lambda: self._pool.policy,
+            status=self._status_document,
+            give=self._handle,
+            read=lambda: read_policy(self._policy_path),
+            apply=self._apply,
+            explain=lambda stream_id: self._pool.explain(stream_id, now=self._loop.time()),
+        )
+        self._admin = AdminServer(
+            policy.admin.socket, commands(agent) | {"rounds": self._conductor.answer}, changing=CHANGING
+        )
         self._carry_out: dict[type[Any], Callable[[Any], None]] = {
             TakeOver: self._take_over,
             GiveBack: self._give_back,
@@ -133,6 +158,7 @@ class Service:
         self._loop.add_signal_handler(signal.SIGHUP, self._reload)
         await self._admin.start()
         self._link.start_guard()
+        self._conductor.apply(self._policy)
         connecting = self._loop.create_task(self._link.stay_connected())
         tasks = (
             connecting,
@@ -150,7 +176,8 @@ class Service:
             self._notifier.stopping()
             connecting.cancel()
             self._link.is_stopping = True
-            is_given_back = await self._give_everything_back()
+            self._save_state()
+            is_given_back, _ = await asyncio.gather(self._give_everything_back(), self._conductor.stop())
         finally:
             for task in tasks:
                 task.cancel()
@@ -162,12 +189,22 @@ class Service:
 
     # --- what the link tells -------------------------------------------------------------------------------
 
+    def _on_connected(self, event: Connected) -> None:
+        if not self._is_state_loaded:
+            self._is_state_loaded = True
+            event = dataclasses.replace(event, records=self._state.load())
+        self._handle(event)
+
     def _on_event(self, event: ControlEvent) -> None:
         actions = self._pool.handle(event, now=self._loop.time())
         for action in actions:
             self._carry_out[type(action)](action)
+        if self._pool.claims != self._claims:
+            # Before Tor hears of it: an agent that takes over after a kill must not give them to another key.
+            self._save_state()
         if not isinstance(event, StreamEvent):
             self._tell_status()
+            self._conductor.look()
             if isinstance(event, ConfChanged) and not event.values.keys().isdisjoint(RESERVED_OPTIONS):
                 self._link.ask_reserved()
 
@@ -192,6 +229,8 @@ class Service:
 
     def _handle(self, event: Event) -> None:
         self._perform(self._pool.handle(event, now=self._loop.time()))
+        if isinstance(event, Connected | Disconnected):
+            self._conductor.look()
 
     def _perform(self, actions: list[Action]) -> None:
         for action in actions:
@@ -248,17 +287,46 @@ class Service:
     def _build(self, action: BuildCircuit) -> None:
         def take(reply: Reply) -> None:
             if reply.is_ok:
-                self._handle(BuildAccepted(action.build, wire.extended_circuit_id(reply)))
+                circuit_id = wire.extended_circuit_id(reply)
+                if action.purpose is not Purpose.GENERAL:
+                    # Refused only for a circuit that is gone already; events tell both.
+                    self._send(wire.set_circuit_purpose(circuit_id, action.purpose), ignore_reply)
+                self._handle(BuildAccepted(action.build, circuit_id))
             else:
                 self._handle(BuildRefused(action.build, reply.text))
 
         self._send(wire.extend_circuit(action.path), take)
 
     def _close_circuit(self, action: CloseCircuit) -> None:
-        self._send(wire.command("CLOSECIRCUIT", action.circuit_id, "IfUnused"), ignore_reply)
+        flags = () if action.is_forced else ("IfUnused",)
+        self._send(wire.command("CLOSECIRCUIT", action.circuit_id, *flags), ignore_reply)
+
+    # --- what the rounds ask for ---------------------------------------------------------------------------
+
+    def _built_circuits(self) -> dict[str, Served]:
+        now = self._loop.time()
+        return {
+            name: Served(name, circuit.circuit_id, circuit.path, circuit.streams, now - circuit.built_at)
+            for name, circuit in self._pool.built().items()
+            if circuit.circuit_id is not None
+        }
+
+    def _ask_circuits(self, take: Callable[[frozenset[CircuitId]], None]) -> None:
+        def read(reply: Reply) -> None:
+            lines = wire.parse_circuits(reply.values().get("circuit-status", "")) if reply.is_ok else ()
+            take(frozenset(line.circuit_id for line in lines if line.status is CircuitStatus.BUILT))
+
+        # Without a connection the round waits for one: circuits are then none, and are asked for anew.
+        self._send(wire.command("GETINFO", "circuit-status"), read)
+
+    def _replace_circuit(self, circuit_id: CircuitId) -> None:
+        self._perform(self._pool.replace_circuit(circuit_id, now=self._loop.time()))
 
     def _announce(self, action: Announce) -> None:
-        _log.log(_LEVEL[action.severity], "%s", action.message)
+        _log.log(logs.LEVEL[action.severity], "%s", action.message)
+        self._admin.publish(
+            {"time": round(time.time(), 3), "severity": action.severity, "message": action.message}
+        )
 
     # --- status --------------------------------------------------------------------------------------------
 
@@ -271,22 +339,29 @@ class Service:
         if self._status_timer is None and not self._stop.is_set():
             self._status_timer = self._loop.call_later(1.0, self._send_status)
 
+    def _save_state(self) -> None:
+        self._claims = self._pool.claims
+        if self._is_state_loaded:
+            self._state.save(self._pool.records())
+
     def _send_status(self) -> None:
         self._status_timer = None
+        self._save_state()
         text = self._status_line()
         if text != self._status_text:
             self._status_text = text
             self._notifier.status(text)
 
-    def _answer_status(self, _request: Mapping[str, Any]) -> Mapping[str, Any]:
+    def _status_document(self) -> Mapping[str, Any]:
         snapshot = self._pool.snapshot(now=self._loop.time())
-        return status_document(
+        document = status_document(
             snapshot,
             self._policy,
             reason=self._status_line(),
             tor_version=self._link.tor_version,
             guard_pid=self._link.guard_pid,
         )
+        return document | {"rounds": self._conductor.summary()}
 
     # --- reload and stop -----------------------------------------------------------------------------------
 
@@ -314,6 +389,7 @@ class Service:
         self._policy = dataclasses.replace(policy, tor=old.tor, admin=old.admin)
         logs.configure(policy.log)
         self._perform(self._pool.replace_policy(self._policy, now=self._loop.time()))
+        self._conductor.apply(self._policy)
         _log.info("reloaded %s: %d circuits", self._policy_path, len(policy.slots))
 
     async def _give_everything_back(self) -> bool:

@@ -18,7 +18,7 @@ _WHEN_NONE = {
 }
 
 
-_WORDS = frozenset({"CIRCUIT", "STATE"})
+_WORDS = frozenset({"CIRCUIT", "STATE", "WHY"})
 """Columns that are read from the left; the others hold numbers."""
 
 
@@ -30,6 +30,11 @@ def status_line(snapshot: PoolSnapshot, policy: Policy, disconnected_reason: str
         policy: What is asked for.
         disconnected_reason: Why there is no connection, if there is none.
     """
+    line = _state_line(snapshot, policy, disconnected_reason)
+    return f"{line}; {snapshot.notice}" if snapshot.notice else line
+
+
+def _state_line(snapshot: PoolSnapshot, policy: Policy, disconnected_reason: str) -> str:
     built = sum(1 for circuit in snapshot.circuits if circuit.state == "built")
     wanted = sum(1 for circuit in snapshot.circuits if circuit.state != "draining")
     keys = len({circuit.key for circuit in snapshot.circuits if circuit.state != "draining"})
@@ -106,7 +111,70 @@ def status_table(document: Mapping[str, Any]) -> str:
         f"{streams['attached_total']} attached, {streams['released_total']} left to Tor, "
         f"{streams['failed_total']} failed"
     )
-    return "\n".join([*head, *_columns(rows), "", tail])
+    rounds = document.get("rounds")
+    return "\n".join([*head, *_columns(rows), "", tail, *([_rounds_line(rounds)] if rounds else [])])
+
+
+def _rounds_line(rounds: Mapping[str, Any]) -> str:
+    if rounds["problem"]:
+        return f"rounds: {rounds['problem']}"
+    parts = [f"a hook runs for {', '.join(rounds['running'])}"] if rounds["running"] else []
+    if rounds["waiting"]:
+        parts.append(f"{rounds['waiting']} waiting for a circuit")
+    if rounds["next_round"] is None:
+        parts.append("all rounds are over")
+    elif rounds["next_in_seconds"] is None:
+        parts.append("waiting for circuits to begin")
+    else:
+        parts.append(f"round {rounds['next_round']} in {_duration(rounds['next_in_seconds'])}")
+    return f"rounds: {', '.join(parts)}"
+
+
+def explanation_text(document: Mapping[str, Any]) -> str:
+    """What ``circuitloom explain`` prints, from the agent's answer; reads well in 80 columns."""
+    decisions = [("STREAM", "AGO", "CIRCUIT", "ID", "WHY")]
+    for decision in document["decisions"]:
+        words = {
+            "attach": f"its turn by {document['algorithm']}",
+            "release": "Tor chooses: ",
+            "close": "closed: ",
+        }
+        why = words[decision["did"]] + (decision["why"] or "")
+        circuit, circuit_id = decision["circuit"] or "-", decision["circuit_id"] or "-"
+        decisions.append((decision["stream"], _duration(decision["seconds_ago"]), circuit, circuit_id, why))
+    candidates = [("CIRCUIT", "KEY", "ID", "STREAMS", "MAX", "TAKES", "WHY")]
+    candidates += [
+        (
+            candidate["name"],
+            str(candidate["key"]),
+            candidate["circuit_id"] or "-",
+            str(candidate["streams"]),
+            str(candidate["max_streams"]),
+            "yes" if candidate["takes_streams"] else "no",
+            candidate["why"],
+        )
+        for candidate in document["candidates"]
+    ]
+    asked = "the last streams" if document["stream"] is None else f"stream {document['stream']}"
+    head = f"What was decided on {asked}, newest last:"
+    if len(decisions) == 1:
+        return "\n".join([f"Nothing is remembered of {asked}.", "", *_columns(candidates)])
+    return "\n".join(
+        [head, "", *_columns(decisions), "", "The circuits as they are now:", "", *_columns(candidates)]
+    )
+
+
+def plan_text(plan: Mapping[str, Sequence[str]]) -> str:
+    """What ``circuitloom reload`` prints: one line for each fate that befalls a circuit."""
+    words = {
+        "kept": "kept with its streams",
+        "changed": "kept, with another weight, limit or role",
+        "built": "built anew, make before break",
+        "drained": "drained: no new streams, closed when empty",
+    }
+    rows = [(name, words[fate]) for fate in words for name in plan[fate]]
+    width = max((len(name) for name, _ in rows), default=0)
+    return "\n".join(f"{name.ljust(width)}  {what}" for name, what in rows)
 
 
 def _row(circuit: Mapping[str, Any]) -> tuple[str, ...]:

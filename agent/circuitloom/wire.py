@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
+from types import MappingProxyType
 from typing import NamedTuple
 
 from circuitloom.errors import ControlProtocolError
 from circuitloom.model import (
-    NO_KEYWORDS,
     TOR_CHOOSES,
     CircuitEvent,
     CircuitId,
@@ -24,6 +25,7 @@ from circuitloom.model import (
     ConfChanged,
     Hop,
     NetworkReady,
+    Purpose,
     Reserved,
     SignalReceived,
     StreamEvent,
@@ -38,9 +40,7 @@ MAX_MESSAGE_BYTES = 64 << 20
 """A stream-status of 500,000 streams is about 32 MiB; a message beyond this bound is no honest Tor's."""
 
 _STREAM_PREFIX = "650 STREAM "
-_STREAM_STATUS = {status.value: status for status in StreamStatus}
 _CIRCUIT_STATUS = {status.value: status for status in CircuitStatus}
-_WITH_TARGET = frozenset({StreamStatus.NEW, StreamStatus.NEWRESOLVE, StreamStatus.CONTROLLER_WAIT})
 _WITH_KEYWORDS = frozenset(
     {
         StreamStatus.NEW,
@@ -50,6 +50,12 @@ _WITH_KEYWORDS = frozenset(
         StreamStatus.CLOSED,
     }
 )
+_STREAM_STATUS = {
+    status.value: (status, status is StreamStatus.CONTROLLER_WAIT, status in _WITH_KEYWORDS)
+    for status in StreamStatus
+}
+"""By its word: the status, whether the target alone is read, and whether the keywords are read as well."""
+
 _KEYWORD = re.compile(r' ([A-Z][A-Z0-9_]*)=("(?:[^"\\]|\\.)*"|[^" ]*)')
 _ESCAPED = re.compile(r"\\([0-7]{1,3}|.)", re.DOTALL)
 _ESCAPES = {"n": "\n", "r": "\r", "t": "\t"}
@@ -88,6 +94,12 @@ class Reply(NamedTuple):
             if separator:
                 values[key] = value.removeprefix("\n")
         return values
+
+
+OK = Reply(250, ("OK",))
+"""What nearly every command is answered with."""
+
+_OK_LINE = "250 OK"
 
 
 class TorWarning(NamedTuple):
@@ -150,14 +162,17 @@ class ControlCodec:
             raise ControlProtocolError(f"a control line is longer than {MAX_LINE_BYTES} bytes")
         messages: list[Message] = []
         for line in lines:
-            if line.startswith(_STREAM_PREFIX) and not self._lines and self._data is None:
-                event = parse_stream(line[11:])
-                if event is not None:
-                    messages.append(event)
+            message: Message | None
+            if self._lines:
+                message = self._take(line)
+            elif line.startswith(_STREAM_PREFIX):
+                message = parse_stream(line[11:])
+            elif line == _OK_LINE:
+                message = OK
             else:
                 message = self._take(line)
-                if message is not None:
-                    messages.append(message)
+            if message is not None:
+                messages.append(message)
         return messages
 
     def _take(self, line: str) -> Message | None:
@@ -205,24 +220,34 @@ def parse_stream(line: str) -> StreamEvent | None:
     Raises:
         ControlProtocolError: The line is cut short or an id is malformed.
     """
-    parts = line.split(" ", 3)
-    if len(parts) != 4:
-        raise ControlProtocolError("a STREAM line has fewer than four fields")
-    stream_id, word, circuit_id, rest = parts
-    status = _STREAM_STATUS.get(word)
-    if status is None:
+    try:
+        stream_id, word, circuit_id, rest = line.split(" ", 3)
+    except ValueError:
+        raise ControlProtocolError("a STREAM line has fewer than four fields") from None
+    known = _STREAM_STATUS.get(word)
+    if known is None:
         return None
+    status, reads_target, reads_keywords = known
     # isalnum admits letters beyond ASCII, which latin-1 text can hold: isascii closes that.
     if not (stream_id.isalnum() and circuit_id.isalnum() and stream_id.isascii() and circuit_id.isascii()):
         raise ControlProtocolError("a STREAM line has a malformed id")
-    if status in _WITH_TARGET or status in _WITH_KEYWORDS:
-        keywords: Mapping[str, str] = NO_KEYWORDS
+    if reads_keywords:
+        first = _KEYWORD.search(rest)
+        if first is None:
+            return StreamEvent(stream_id, status, circuit_id, rest)  # type: ignore[arg-type]  # checked above
+        start = first.start()
+        keywords: Mapping[str, str]
+        if first[1] == "SOURCE_ADDR":
+            # The port differs from stream to stream; what follows it does not.
+            keywords = {"SOURCE_ADDR": unquote(first[2]), **_parse_stream_keywords(rest[first.end() :])}
+        else:
+            keywords = _parse_stream_keywords(rest[start:])
+        return StreamEvent(stream_id, status, circuit_id, rest[:start], keywords)  # type: ignore[arg-type]
+    if reads_target:
         first = _KEYWORD.search(rest)
         target = rest[: first.start()] if first else rest
-        if first and status in _WITH_KEYWORDS:
-            keywords = _parse_keywords(rest[first.start() :])
-        return StreamEvent(StreamId(stream_id), status, CircuitId(circuit_id), target, keywords)
-    return StreamEvent(StreamId(stream_id), status, CircuitId(circuit_id))
+        return StreamEvent(stream_id, status, circuit_id, target)  # type: ignore[arg-type]  # checked above
+    return StreamEvent(stream_id, status, circuit_id)  # type: ignore[arg-type]  # checked above
 
 
 def parse_circuit(line: str) -> CircuitEvent | None:
@@ -319,6 +344,11 @@ def extend_circuit(path: Iterable[str] | None) -> bytes:
     return command("EXTENDCIRCUIT", TOR_CHOOSES, ",".join(f"${fingerprint}" for fingerprint in path))
 
 
+def set_circuit_purpose(circuit_id: CircuitId, purpose: Purpose) -> bytes:
+    """SETCIRCUITPURPOSE; EXTENDCIRCUIT's own purpose works only where the path is given (measured)."""
+    return command("SETCIRCUITPURPOSE", circuit_id, f"purpose={purpose}")
+
+
 def extended_circuit_id(reply: Reply) -> CircuitId:
     """The id in ``250 EXTENDED id``.
 
@@ -345,6 +375,15 @@ def _unescape(match: re.Match[str]) -> str:
 
 def _parse_keywords(text: str) -> dict[str, str]:
     return {key: unquote(value) if value[:1] == '"' else value for key, value in _KEYWORD.findall(text)}
+
+
+@lru_cache(maxsize=256)
+def _parse_stream_keywords(text: str) -> Mapping[str, str]:
+    """Those of a STREAM line: the streams of one client repeat them word by word.
+
+    The bound keeps a client with a new password for each stream from filling the memory.
+    """
+    return MappingProxyType(_parse_keywords(text))
 
 
 def _parse_path(text: str) -> tuple[Hop, ...]:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from deploy.lab.fleet import ROLLING, Fleet, balanced, hold, main_pid, spread, status
+from deploy.lab.fleet import POLICIES, ROLLING, Fleet, balanced, hold, main_pid, status
 from deploy.lab.host import Host
 
-WEIGHTS = {"circuits": [{"name": "alpha", "weight": 1}, {"name": "beta", "weight": 1}]}
 FAULTY = {"circuits": [{"name": "alpha", "weigth": 3}, {"name": "beta", "weight": 1}]}
 
 
@@ -19,7 +18,10 @@ def test_a_changed_weight_rolls_out_as_a_reload(fleet: Fleet) -> None:
     before = {host.name: main_pid(host) for host in fleet.everyone}
     held = [hold(host, fleet.network) for host in fleet.everyone]
 
-    rolled = fleet.play(playbook=ROLLING, circuitloom_policy=WEIGHTS)
+    circuits = [stream.circuit for stream in held]
+    fleet.policy = next(policy for policy in POLICIES if policy != fleet.policy)
+
+    rolled = fleet.play(playbook=ROLLING)
 
     assert rolled.code == 0, rolled.output[-6000:]
     assert {change.partition(": ")[2] for change in rolled.changes()} == {
@@ -29,18 +31,18 @@ def test_a_changed_weight_rolls_out_as_a_reload(fleet: Fleet) -> None:
     }
     assert {host.name: main_pid(host) for host in fleet.everyone} == before
     assert all(stream.lives() for stream in held)
-    for host in fleet.everyone:
-        counts = spread(host, fleet.network, 100)
-        assert abs(counts["alpha"] - counts["beta"]) <= 2
+    assert [stream.circuit for stream in held] == circuits
     for stream in held:
         stream.end()
+    for host in fleet.everyone:
+        fleet.assert_spread_as_the_policy_says(host, 100)
 
 
 def test_a_faulty_policy_stops_at_the_first_host_with_the_fault_and_its_place(fleet: Fleet) -> None:
     fleet.normal()
     before = {host.name: (policy_of(host), main_pid(host)) for host in fleet.everyone}
 
-    rolled = fleet.play(playbook=ROLLING, circuitloom_policy=FAULTY)
+    rolled = fleet.play(playbook=ROLLING, circuitloom_policy=FAULTY, leaves_as_before=True)
 
     assert rolled.code != 0
     # Written from a mapping: the header, `version`, `circuits:`, the entry, its faulty key.
@@ -58,10 +60,13 @@ def test_a_faulty_policy_file_is_named_with_line_and_column(fleet: Fleet) -> Non
     file = fleet.lab.directory / "fleet-policy.yml"
     file.write_text("version: 1\ncircuits:\n  - name: alpha\n    weight: -3\n")
 
-    rolled = fleet.play(playbook=ROLLING, circuitloom_policy={}, circuitloom_policy_file=str(file))
+    rolled = fleet.play(
+        playbook=ROLLING, circuitloom_policy={}, circuitloom_policy_file=str(file), leaves_as_before=True
+    )
 
     assert rolled.code != 0
     assert f"{file}:4:13: circuits[0].weight" in rolled.output
+    assert rolled.changes() == []
 
 
 def test_the_host_refuses_a_faulty_policy_where_the_controller_did_not_look(fleet: Fleet) -> None:
@@ -70,7 +75,12 @@ def test_the_host_refuses_a_faulty_policy_where_the_controller_did_not_look(flee
     fleet.normal(host)
     before = policy_of(host), main_pid(host)
 
-    rolled = fleet.play(hosts=[host], circuitloom_policy=FAULTY, circuitloom_check_on_controller=False)
+    rolled = fleet.play(
+        hosts=[host],
+        circuitloom_policy=FAULTY,
+        circuitloom_check_on_controller=False,
+        leaves_as_before=True,
+    )
 
     assert rolled.code != 0
     assert "failed to validate" in rolled.output
@@ -93,9 +103,7 @@ def test_systemctl_reload_with_a_faulty_policy_fails_and_the_agent_keeps_the_old
         assert reload.returncode != 0
         assert "/etc/circuitloom/policy.yml:5:3: circuits[0]" in journal
         assert main_pid(host) == pid
-        counts = spread(host, fleet.network, 40)
-        assert abs(counts["alpha"] - 30) <= 1
-        assert abs(counts["beta"] - 10) <= 1
+        fleet.assert_spread_as_the_policy_says(host, 40)
 
         # Nor does a start with it: it fails once, says why, and is not tried again and again.
         since = host.now()

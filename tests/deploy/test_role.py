@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
-import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from deploy import role_readme
-from deploy.lab.fleet import Fleet, balanced
 from deploy.lab.playbook import REPOSITORY
 from deploy.lab.shell import run
 
 ROLE = REPOSITORY / "roles/circuitloom"
-README_LINES = 15  # what a new user is asked to copy, at most
 
 
 def linter(command: Sequence[str]) -> None:
@@ -29,7 +29,7 @@ def linter(command: Sequence[str]) -> None:
         if run(["unshare", "--net", "true"], timeout=10, check=False).returncode == 0
         else []
     )
-    run([*alone, program, *command[1:]], timeout=180, cwd=REPOSITORY)
+    run([*alone, program, *command[1:]], timeout=100, cwd=REPOSITORY)
 
 
 def test_ansible_lint_finds_nothing_at_its_strictest_profile_without_exemptions() -> None:
@@ -73,7 +73,7 @@ def test_the_two_units_differ_in_the_instance_only() -> None:
         "tor@%i": "tor@default",
         "/etc/circuitloom/%i.yml": "/etc/circuitloom/policy.yml",
         "_tor-%i": "debian-tor",
-        "RuntimeDirectory=circuitloom-%i": "RuntimeDirectory=circuitloom",
+        "Directory=circuitloom-%i": "Directory=circuitloom",
     }
 
     for special, general in names.items():
@@ -81,46 +81,78 @@ def test_the_two_units_differ_in_the_instance_only() -> None:
     assert instance == single
 
 
-def install_block() -> str:
-    section = role_readme.README.read_text().partition("## Install on two hosts")[2]
-    found = re.search(r"```sh\n(.*?)```", section, re.DOTALL)
-    assert found is not None
-    return found[1]
+def documents(algorithm: str, *circuits: tuple[int, str, int, float, int, int]) -> dict[str, Any]:
+    """Return two status documents of the same circuits: (key, name, weight, share, streams then, now)."""
+
+    def document(place: int) -> dict[str, Any]:
+        return {
+            "algorithm": algorithm,
+            "circuits": [
+                {
+                    "key": circuit[0],
+                    "name": circuit[1],
+                    "weight": circuit[2],
+                    "weight_share": circuit[3],
+                    "role": "active",
+                    "state": "built",
+                    "circuit_id": f"{circuit[0]}{circuit[1]}",
+                    "attached_total": circuit[place],
+                }
+                for circuit in circuits
+            ],
+        }
+
+    return {"before": document(4), "after": document(5)}
 
 
-def test_a_new_user_copies_at_most_fifteen_lines() -> None:
-    assert len(install_block().splitlines()) <= README_LINES
+SHARES = {
+    "as the weights say": documents(
+        "weighted-round-robin", (0, "x", 3, 0.75, 10, 85), (0, "y", 1, 0.25, 90, 115)
+    ),
+    "far off": documents("weighted-round-robin", (0, "x", 3, 0.75, 10, 60), (0, "y", 1, 0.25, 90, 140)),
+    "too few": documents("weighted-round-robin", (0, "x", 3, 0.75, 0, 9), (0, "y", 1, 0.25, 0, 0)),
+    # Sixty clients with one stream each: all on the first circuit of their own, as they should be.
+    "many keys": documents(
+        "weighted-round-robin",
+        *[(key, name, 1, 0.5, 0, int(name == "x")) for key in range(60) for name in "xy"],
+    ),
+    "one key of two is off": documents(
+        "round-robin",
+        *((0, "x", 1, 0.5, 0, 50), (0, "y", 1, 0.5, 0, 50), (1, "x", 1, 0.5, 0, 80), (1, "y", 1, 0.5, 0, 20)),
+    ),
+    "no promise": documents("least-streams", (0, "x", 1, 0.5, 0, 100), (0, "y", 1, 0.5, 0, 0)),
+}
 
 
-def test_the_lines_of_the_readme_install_on_two_hosts(fleet: Fleet, tmp_path: Path) -> None:
-    """Copied as they are, but for the names of the hosts, and the environment: the one this test runs in."""
-    for part in ("agent", "schemas", "roles", "pyproject.toml", "README.md", "LICENSE"):
-        source = REPOSITORY / part
-        (shutil.copytree if source.is_dir() else shutil.copy)(source, tmp_path / part)
-    (tmp_path / ".venv").mkdir()
-    (tmp_path / ".venv/bin").symlink_to(Path(sys.executable).parent)
-    first, *lines = install_block().splitlines()
-    assert first == "python3 -m venv .venv && .venv/bin/pip install '.[deploy]'"
-    hosts = [fleet.hosts["a"], fleet.hosts["c"]]
-    script = "\n".join(lines)
-    for name, host in zip(("first.example.net", "second.example.net"), hosts, strict=True):
-        script = script.replace(name, host.address)
-    settings = {
-        "ANSIBLE_REMOTE_USER": "root",
-        "ANSIBLE_PRIVATE_KEY_FILE": str(fleet.lab.directory / "key"),
-        "ANSIBLE_SSH_COMMON_ARGS": f"-o UserKnownHostsFile={fleet.lab.directory / 'known_hosts'}",
-        "ANSIBLE_HOME": str(tmp_path / "home"),
-        "ANSIBLE_PIPELINING": "1",
-        "XDG_CACHE_HOME": str(tmp_path / "cache"),
+def test_the_gate_judges_shares_within_each_isolation_key(tmp_path: Path) -> None:
+    asked = {
+        "cases": [{"name": name, **pair} for name, pair in SHARES.items()],
+        "template": str(ROLE / "templates/shares.json.j2"),
+        "circuitloom_verify_min_streams": 50,
+        "circuitloom_verify_share_tolerance": 0.1,
     }
-    environment = [f"{name}={value}" for name, value in settings.items()]
+    (tmp_path / "asked.json").write_text(json.dumps(asked))
+    play = REPOSITORY / "tests/deploy/plays/shares.yml"
 
-    fleet.changed |= {host.name for host in hosts}
-    run(
-        fleet.lab.inside("ctl", ["env", "--chdir", tmp_path, *environment, "sh", "-euc", script]),
-        timeout=600,
-    )
+    done = run(
+        [Path(sys.executable).with_name("ansible-playbook"), "-e", f"@{tmp_path}/asked.json", play],
+        timeout=60,
+        env={**os.environ, "ANSIBLE_HOME": str(tmp_path), "LC_ALL": "C.UTF-8"},
+    ).stdout
 
-    for host in hosts:
-        balanced(host)
-        assert "primary" in host.run("circuitloom status")
+    verdicts = {
+        name: json.loads(json.loads(f'"{found}"'))
+        for name, found in re.findall(r'"msg": "([a-z ]+): (.*)"', done)
+    }
+    off = {
+        name: [(far["key"], far["circuit"]) for far in verdict["far"]] for name, verdict in verdicts.items()
+    }
+    assert off == {
+        "as the weights say": [],
+        "far off": [(0, "x"), (0, "y")],
+        "too few": [],
+        "many keys": [],
+        "one key of two is off": [(1, "x"), (1, "y")],
+        "no promise": [],
+    }
+    assert verdicts["as the weights say"]["verdict"] == '100 streams, shares {"x": 0.75, "y": 0.25}'

@@ -2,7 +2,26 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from deploy.lab.fleet import Fleet, hold, main_pid
+
+
+def differing(now: dict[str, Any], then: dict[str, Any]) -> list[str]:
+    return sorted(path for path in now.keys() | then.keys() if now.get(path) != then.get(path))
+
+
+def test_absent_in_check_mode_changes_nothing(fleet: Fleet) -> None:
+    host = fleet.hosts["c"]
+    fleet.normal(host)
+    before, pid = host.guest("tree"), main_pid(host)
+
+    check = fleet.play("--check", hosts=[host], circuitloom_state="absent")
+
+    assert check.code == 0, check.output[-6000:]
+    assert check.changed()["c"] > 0
+    assert differing(host.guest("tree"), before) == []
+    assert main_pid(host) == pid
 
 
 def test_absent_leaves_the_file_tree_as_before_and_tor_serving(fleet: Fleet) -> None:
@@ -18,33 +37,19 @@ def test_absent_leaves_the_file_tree_as_before_and_tor_serving(fleet: Fleet) -> 
     assert main_pid(host, "tor@default") == tor
     assert host.guest("option") == {"value": "0", "waiting": 0}
     assert host.guest("until", fleet.network.echo, "10")["seconds"] is not None
-    now = host.guest("tree")
-    changed = sorted(
-        path for path in now.keys() | fleet.tree_before.keys() if now.get(path) != fleet.tree_before.get(path)
+    assert differing(host.guest("tree"), fleet.tree_before) == []
+    assert (
+        host.run("ls -d /var/lib/circuitloom* /var/lib/private/circuitloom*", check=False).count("cannot")
+        == 2
     )
-    assert changed == []
     assert host.run("systemctl list-units --all --plain --no-legend 'circuitloom*'") == ""
-
-    again = fleet.play(hosts=[host], circuitloom_state="absent")
-    assert again.code == 0, again.output[-6000:]
-    assert again.changes() == []
-    fleet.normal(host)
-
-
-def test_absent_in_check_mode_changes_nothing(fleet: Fleet) -> None:
-    host = fleet.hosts["c"]
-    fleet.normal(host)
-
-    check = fleet.play("--check", "--diff", hosts=[host], circuitloom_state="absent")
-
-    assert check.code == 0, check.output[-6000:]
-    assert fleet.converge(hosts=[host]).changes() == []
 
 
 def test_absent_on_a_host_that_never_had_it_changes_nothing(fleet: Fleet) -> None:
     """Also where the policy is not given: it is not needed to take something away."""
     host = fleet.hosts["b"]
-    fleet.play(hosts=[host], circuitloom_state="absent")
+    if host.run("ls /opt/circuitloom", check=False).count("cannot") == 0:
+        fleet.play(hosts=[host], circuitloom_state="absent")
 
     again = fleet.play(hosts=[host], circuitloom_state="absent", circuitloom_policy={})
 

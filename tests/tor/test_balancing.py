@@ -103,7 +103,7 @@ def test_streams_above_the_limit_are_left_to_tor(client: TorClient, echo: EchoSe
         client.control_socket,
         tmp_path,
         circuits="[{name: a}, {name: b}]",
-        balance="{algorithm: round-robin, max_streams: 5}",
+        balance="{algorithm: round-robin, max_streams: 5, when_full: tor}",
     )
 
     async def run() -> None:
@@ -118,6 +118,79 @@ def test_streams_above_the_limit_are_left_to_tor(client: TorClient, echo: EchoSe
         streams = agent.status()["streams"]
         assert streams["attached_total"] >= 10
         assert streams["attached_total"] + streams["released_total"] == 20
+
+
+def test_a_full_pool_queues_and_drains_without_losing_a_stream(
+    client: TorClient, echo: EchoServer, tmp_path: Path
+) -> None:
+    policy = policy_text(
+        client.control_socket,
+        tmp_path,
+        circuits="[{name: a}, {name: b}]",
+        balance="{algorithm: round-robin, max_streams: 5, queue: {timeout: 60s}}",
+    )
+
+    async def run() -> None:
+        proxy = SocksProxy(client.socks_port)
+        first = await open_many(proxy, (LOOPBACK, echo.port), count=10)
+        assert first.failures == []
+        late = asyncio.create_task(open_many(proxy, (LOOPBACK, echo.port), count=10))
+        waits = asyncio.to_thread(
+            agent.wait_until, lambda status: status["streams"]["waiting"] == 10, "ten streams wait"
+        )
+        await waits
+        assert max(witness.open_streams().values()) == 5
+        assert await echo_on_all(first) == 10
+        await first.close()
+        second = await late
+        assert second.failures == []
+        assert await echo_on_all(second) == 10
+        assert max(witness.open_streams().values()) <= 5
+        await second.close()
+
+    with Agent(tmp_path, policy) as agent, Witness(client) as witness:
+        agent.wait_balancing(2)
+        asyncio.run(run())
+        streams = agent.status()["streams"]
+        assert (streams["attached_total"], streams["released_total"], streams["failed_total"]) == (20, 0, 0)
+
+
+def test_rules_send_ports_and_users_to_their_circuits(
+    client: TorClient, echo: EchoServer, tmp_path: Path
+) -> None:
+    policy = policy_text(
+        client.control_socket,
+        tmp_path,
+        circuits="[{name: bulk}, {name: tenants, count: 2}, {name: rest}]",
+        balance="{algorithm: round-robin, isolation: none}",
+        more=(
+            "rules:\n"
+            "  - {match: {socks_user: 'tenant-*'}, circuits: [tenants]}\n"
+            "  - {match: {socks_user: banned}, action: reject}\n"
+            "  - {match: {socks_user: own}, action: tor}\n"
+            f"  - {{match: {{port: [{echo.port}]}}, circuits: [bulk]}}\n"
+        ),
+    )
+
+    async def opened_by(user: str, count: int) -> OpenedStreams:
+        proxy = SocksProxy(client.socks_port, username=user, password="x")  # noqa: S106
+        return await open_many(proxy, (LOOPBACK, echo.port), count=count, concurrency=1)
+
+    async def run() -> None:
+        tenants = await opened_by("tenant-7", 4)
+        anybody = await opened_by("anybody", 3)
+        assert witness.open_streams() == {ids["tenants-1"]: 2, ids["tenants-2"]: 2, ids["bulk"]: 3}
+        banned = await opened_by("banned", 2)
+        assert len(banned.failures) == 2
+        own = await opened_by("own", 2)
+        assert own.failures == []
+        for streams in (tenants, anybody, own):
+            await streams.close()
+
+    with Agent(tmp_path, policy) as agent, Witness(client) as witness:
+        ids = circuit_ids(agent.wait_balancing(4))
+        asyncio.run(run())
+        assert agent.status()["streams"]["released_total"] == 2
 
 
 def test_explicit_paths_are_built_as_written(

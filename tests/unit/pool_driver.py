@@ -5,6 +5,8 @@ What stands behind ``;`` in a command goes to the log only: the circuit's name, 
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from circuitloom import wire
 from circuitloom.errors import ControlProtocolError
 from circuitloom.model import (
@@ -23,6 +25,8 @@ from circuitloom.model import (
     DeadlinePassed,
     Event,
     GiveBack,
+    Purpose,
+    RecordedCircuit,
     ReleaseStream,
     StreamId,
     TakeOver,
@@ -35,10 +39,13 @@ from circuitloom.policy.types import (
     Isolation,
     Keys,
     Policy,
+    Queue,
     Rebuild,
     Retry,
+    Rule,
     Slot,
     WhenExceeded,
+    WhenFull,
     WhenNone,
 )
 from circuitloom.pool import CircuitSnapshot, Pool, PoolSnapshot
@@ -59,12 +66,20 @@ def policy_of(
     isolation: Isolation = Isolation.NONE,
     keys: Keys | None = None,
     retry: Retry | None = None,
+    purpose: Purpose = Purpose.GENERAL,
+    redispatch_seconds: float | None = None,
+    when_full: WhenFull = WhenFull.TOR,
+    queue: Queue | None = None,
+    rules: tuple[Rule, ...] = (),
 ) -> Policy:
     """A policy; a slot with nothing but a name may be given as that."""
     return Policy(
-        tuple(Slot(slot) if isinstance(slot, str) else slot for slot in slots),
-        balance=Balance(algorithm, isolation, keys or Keys()),
-        failover=Failover(when_none, min_active, rebuild or Rebuild(), retry or Retry()),
+        tuple(replace(Slot(slot) if isinstance(slot, str) else slot, purpose=purpose) for slot in slots),
+        balance=Balance(
+            algorithm, isolation, keys or Keys(), purpose, when_full=when_full, queue=queue or Queue()
+        ),
+        failover=Failover(when_none, min_active, rebuild or Rebuild(), retry or Retry(), redispatch_seconds),
+        rules=rules,
     )
 
 
@@ -85,9 +100,10 @@ def created(circuit_id: int | str) -> str:
     return f"TIME_CREATED=2026-11-22T11:00:00.{int(circuit_id):06d}"
 
 
-def built(circuit_id: int | str) -> str:
+def built(circuit_id: int | str, purpose: Purpose = Purpose.GENERAL) -> str:
     """A circuit that is BUILT: the event without ``650 CIRC``, or the line of circuit-status."""
-    return f"{circuit_id} BUILT {PATH} BUILD_FLAGS=NEED_CAPACITY PURPOSE=GENERAL {created(circuit_id)}"
+    word = purpose.value.upper()
+    return f"{circuit_id} BUILT {PATH} BUILD_FLAGS=NEED_CAPACITY PURPOSE={word} {created(circuit_id)}"
 
 
 class Driver:
@@ -104,6 +120,7 @@ class Driver:
         self.pool = Pool(policy, uniform=lambda: uniform, now=self.now)
         self._codec = ControlCodec()
         self._builds: list[int] = []
+        self._purpose = policy.balance.purpose
 
     # --- what arrives --------------------------------------------------------------------------------------
 
@@ -124,7 +141,14 @@ class Driver:
         return self._commands(self.pool.handle(event, now=self.now))
 
     def connect(
-        self, *, circuits: str = "", streams: str = "", option: str = "0", reserved: str = "250 MapAddress"
+        self,
+        *,
+        circuits: str = "",
+        streams: str = "",
+        option: str = "0",
+        reserved: str = "250 MapAddress",
+        records: tuple[RecordedCircuit, ...] = (),
+        secret: bytes | None = None,
     ) -> list[str]:
         """The connection is up; GETINFO circuit-status and stream-status, and GETCONF, answer this."""
         self._builds.clear()
@@ -134,6 +158,8 @@ class Driver:
                 wire.parse_streams(streams),
                 leave_unattached=option == "1",
                 reserved=wire.parse_reserved(self._reply(reserved)),
+                records=records,
+                secret=secret,
             )
         )
 
@@ -150,7 +176,8 @@ class Driver:
         commands: list[str] = []
         for circuit_id in circuit_ids:
             commands += self.reply_to_build(f"250 EXTENDED {circuit_id}")
-        return commands + self.tell(*(f"CIRC {built(circuit_id)}" for circuit_id in circuit_ids))
+        events = (f"CIRC {built(circuit_id, self._purpose)}" for circuit_id in circuit_ids)
+        return commands + self.tell(*events)
 
     def refuse_attach(self, stream_id: int, circuit_id: int, text: str) -> list[str]:
         """The reply to ``ATTACHSTREAM stream_id circuit_id``."""
@@ -169,6 +196,7 @@ class Driver:
 
     def reload(self, policy: Policy) -> list[str]:
         """The policy was read again."""
+        self._purpose = policy.balance.purpose
         return self._commands(self.pool.replace_policy(policy, now=self.now))
 
     def wait(self, seconds: float) -> list[str]:
@@ -299,10 +327,13 @@ def _command(action: Action) -> str:
             text = f"ATTACHSTREAM {stream_id} 0; {why}"
         case CloseStream(stream_id, why):
             text = f"CLOSESTREAM {stream_id} 1; {why}"
-        case BuildCircuit(_, name, path):
-            text = f"{wire.extend_circuit(path).decode().strip()}; {name}"
-        case CloseCircuit(circuit_id):
-            text = f"CLOSECIRCUIT {circuit_id} IfUnused"
+        case BuildCircuit(_, name, path, purpose):
+            words = wire.extend_circuit(path).decode().strip()
+            if purpose is not Purpose.GENERAL:
+                words += f" purpose={purpose}"
+            text = f"{words}; {name}"
+        case CloseCircuit(circuit_id, is_forced):
+            text = f"CLOSECIRCUIT {circuit_id}" + ("" if is_forced else " IfUnused")
         case Announce():
             raise AssertionError("announcements are no commands")
     return text

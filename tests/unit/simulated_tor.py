@@ -29,6 +29,7 @@ from circuitloom.model import (
     Event,
     GiveBack,
     Hop,
+    Purpose,
     ReleaseStream,
     SignalReceived,
     StreamEvent,
@@ -57,6 +58,7 @@ class TorCircuit:
     circuit_id: CircuitId
     created: str
     is_built: bool = False
+    purpose: Purpose = Purpose.GENERAL
     users: set[str] = field(default_factory=set)
 
 
@@ -93,10 +95,12 @@ class SimulatedTor:
                     replies += self._attach(action.stream_id, CircuitId(circuit_id))
                 case CloseStream(stream_id, _):
                     self.end_stream(stream_id, StreamStatus.FAILED)
-                case BuildCircuit(build, _, _):
-                    replies.append(self._build(build))
-                case CloseCircuit(circuit_id):
-                    if not any(stream.circuit_id == circuit_id for stream in self.streams.values()):
+                case BuildCircuit(build, _, _, purpose):
+                    replies.append(self._build(build, purpose))
+                case CloseCircuit(circuit_id, is_forced):
+                    if is_forced or not any(
+                        stream.circuit_id == circuit_id for stream in self.streams.values()
+                    ):
                         self.end_circuit(circuit_id)
         return replies
 
@@ -105,10 +109,10 @@ class SimulatedTor:
             self.leave_unattached = is_set
             self.events.append(ConfChanged({LEAVE_UNATTACHED: "1" if is_set else "0"}))
 
-    def _build(self, build: int) -> Event:
+    def _build(self, build: int, purpose: Purpose) -> Event:
         if self.refuses_builds:
             return BuildRefused(build, "Couldn't start circuit")
-        circuit = TorCircuit(CircuitId(self._next_id()), f"start {self.starts}, {self.ids}")
+        circuit = TorCircuit(CircuitId(self._next_id()), f"start {self.starts}, {self.ids}", purpose=purpose)
         self.circuits[circuit.circuit_id] = circuit
         self._tell_circuit(circuit, CircuitStatus.LAUNCHED)
         return BuildAccepted(build, circuit.circuit_id)
@@ -121,7 +125,13 @@ class SimulatedTor:
         if circuit is None and circuit_id != TOR_CHOOSES:
             return [AttachRefused(stream_id, circuit_id, 552, f'Unknown circuit "{circuit_id}"')]
         assert not stream.purpose.startswith("DIR"), "a directory stream was touched"
-        assert stream.state != "connecting", "a stream on its way was moved: its early data would be lost"
+        if stream.state == "connecting":
+            under = self.circuits.get(stream.circuit_id)
+            assert under is not None, "a stream on its way over nobody's circuit was moved"
+            assert under.purpose is Purpose.CONTROLLER, "its early data would be lost"
+            stream.state = "wait"
+            stream.circuit_id = TOR_CHOOSES
+            self._tell_stream(stream, StreamStatus.CONTROLLER_WAIT)
         if stream.state != "wait":
             return [AttachRefused(stream_id, circuit_id, 555, "Connection is not managed by controller.")]
         if circuit is None:
@@ -131,6 +141,8 @@ class SimulatedTor:
             message = "Can't attach stream to non-open origin circuit"
             return [AttachRefused(stream_id, circuit_id, 551, message)]
         assert not stream.target.rpartition(":")[0].endswith((".onion", ".exit")), "this kills the stream"
+        is_resolve = stream.purpose == "DNS_REQUEST"
+        assert not (is_resolve and circuit.purpose is Purpose.CONTROLLER), "this aborts Tor"
         if self.isolates and circuit.users - {stream.user}:
             # Tor may have given the circuit to somebody else a moment ago; after we were told it is a breach.
             news = {event.circuit_id for event in self.events if isinstance(event, StreamEvent)}
@@ -170,7 +182,7 @@ class SimulatedTor:
             built = [
                 circuit
                 for circuit in self.circuits.values()
-                if circuit.is_built and circuit.users <= {stream.user}
+                if circuit.is_built and circuit.users <= {stream.user} and circuit.purpose is Purpose.GENERAL
             ]
             # Its directory and onion streams are internal, and match no circuit of ours (tor-facts 5).
             is_internal = stream.purpose.startswith("DIR") or ".onion:" in stream.target
@@ -229,6 +241,11 @@ class SimulatedTor:
     def reload(self) -> None:
         """SIGHUP: torrc is read again, and the option is not in it."""
         self._set_option(is_set=False)
+        self.events.append(SignalReceived("RELOAD"))
+
+    def reset_option(self) -> None:
+        """Another controller's SETCONF."""
+        self._set_option(is_set=False)
 
     def new_identity(self) -> None:
         """NEWNYM."""
@@ -251,7 +268,7 @@ class SimulatedTor:
                 circuit.circuit_id,
                 CircuitStatus.BUILT if circuit.is_built else CircuitStatus.EXTENDED,
                 PATH if circuit.is_built else (),
-                {"TIME_CREATED": circuit.created},
+                {"TIME_CREATED": circuit.created, "PURPOSE": circuit.purpose.value.upper()},
             )
             for circuit in self.circuits.values()
         )
@@ -290,4 +307,5 @@ class SimulatedTor:
     def _tell_circuit(self, circuit: TorCircuit, status: CircuitStatus, **keywords: str) -> None:
         path = PATH if status is CircuitStatus.BUILT else ()
         keywords["TIME_CREATED"] = circuit.created
+        keywords["PURPOSE"] = circuit.purpose.value.upper()
         self.events.append(CircuitEvent(circuit.circuit_id, status, path, keywords))

@@ -80,7 +80,7 @@ def test_a_client_may_ask_several_times(path: Path) -> None:
         (b'"status"\n', 'a request names its command: {"command": "status"}'),
         (b"{}\n", 'a request names its command: {"command": "status"}'),
         (b'{"command": 1}\n', 'a request names its command: {"command": "status"}'),
-        (b'{"command": "nonsense"}\n', "no such command; there are: beta, status"),
+        (b'{"command": "nonsense"}\n', "no such command; there are: beta, events, status"),
         (b'{"command": "status"', "a request is one JSON object on one line"),
     ],
 )
@@ -288,7 +288,7 @@ def test_no_usable_answer_is_one_line(
 
 def test_an_error_of_the_agent_is_passed_on(path: Path) -> None:
     async def body(_server: AdminServer) -> None:
-        with pytest.raises(AdminError, match="no such command; there are: beta, status"):
+        with pytest.raises(AdminError, match="no such command; there are: beta, events, status"):
             await asyncio.to_thread(ask, str(path), {"command": "nonsense"})
 
     serve(path, body)

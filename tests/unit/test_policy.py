@@ -405,3 +405,53 @@ def test_sharing_circuits_is_warned_about() -> None:
         sharing,
         "p:4:9: balance.keys: this does nothing under `isolation: none`",
     ]
+
+
+def test_rules_that_no_stream_reaches_are_warned_about() -> None:
+    text = (
+        b"version: 1\ncircuits: [{name: a}, {name: b}]\nrules:\n"
+        b"  - {match: {port: [1-1000]}, action: tor}\n"
+        b"  - {match: {port: [25], host: [example.com]}, action: reject}\n"
+        b"  - {match: {socks_user: x}, circuits: [a]}\n"
+    )
+    _, found = check_policy(text, name="p")
+
+    assert [str(warning) for warning in found] == [
+        "p:5:5: rules[1]: no stream gets here: the rule in line 4 takes all that match"
+    ]
+
+
+@pytest.mark.parametrize("sticky", ["socks-user", "source"])
+def test_sticking_by_what_isolation_keeps_apart_is_warned_about(sticky: str) -> None:
+    text = f"version: 1\nbalance: {{sticky: {sticky}}}\ncircuits: [{{name: a}}, {{name: b}}]\n"
+    _, found = check_policy(text.encode(), name="p")
+
+    assert [warning.path for warning in found] == ["balance.sticky"]
+    assert "of which it would use one" in found[0].message
+
+
+def test_a_bound_for_what_does_not_stick_is_warned_about() -> None:
+    text = b"version: 1\nbalance: {sticky_load: 150%}\ncircuits: [{name: a}, {name: b}]\n"
+    _, found = check_policy(text, name="p")
+
+    assert [str(warning) for warning in found] == [
+        "p:2:24: balance.sticky_load: this does nothing under `sticky: none`"
+    ]
+
+
+def test_rules_of_a_policy_with_faulty_circuits_are_judged_as_far_as_they_can_be() -> None:
+    lines = lines_of(
+        b"version: 1\ncircuits: [{name: a, count: 0}, {name: 1}]\n"
+        b"rules: [{circuits: [nobody]}, {match: {port: [9-8]}, action: tor}, {<<: x, action: tor}]\n"
+    )
+
+    assert [line for line in lines if "nobody" in line] == []
+    assert any("range of ports that grows" in line for line in lines)
+
+
+def test_rules_are_judged_also_when_there_are_too_many_circuits() -> None:
+    lines = lines_of(
+        b"version: 1\ncircuits: [{name: a, count: 1000}, {name: b, count: 1000}]\nrules: [{circuits: [c]}]\n"
+    )
+
+    assert len(lines) == 1

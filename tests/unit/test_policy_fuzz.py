@@ -220,7 +220,7 @@ def policies(draw: st.DrawFn) -> Policy:
     """Policies that a document can say."""
     algorithm = draw(st.sampled_from(Algorithm))
     slots = draw(st.lists(SLOT, min_size=1, max_size=6, unique_by=lambda slot: slot.name))
-    if algorithm is Algorithm.ROUND_ROBIN:
+    if algorithm in {Algorithm.ROUND_ROBIN, Algorithm.FIRST}:
         slots = [Slot(slot.name, 1, slot.role, slot.path, slot.max_streams) for slot in slots]
     first = slots[0]
     slots[0] = Slot(first.name, first.weight, Role.ACTIVE, first.path, first.max_streams)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from importlib.resources import files
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,14 @@ from circuitloom.policy import (
     Log,
     LogFormat,
     LogLevel,
+    OnFailure,
     Policy,
     Rebuild,
     Role,
+    Rounds,
+    Schedule,
     Slot,
+    StickyBy,
     TorControl,
     WhenExceeded,
     WhenExhausted,
@@ -34,6 +39,7 @@ from circuitloom.policy import (
     schema_text,
 )
 from circuitloom.policy.schema import fill_defaults, load_schema
+from circuitloom.policy.types import Match, Overflow, Rule, RuleAction, WhenFull
 from circuitloom.policy.values import ValueFault, parse_control
 
 SCHEMAS = Path(__file__).parents[2] / "schemas"
@@ -114,7 +120,24 @@ def test_keys_without_default_are_those_whose_description_says_how() -> None:
 
     found = {key for _, part in walk(load_schema()) for key in optional_without_default(part)}
 
-    assert found == {"password_file", "min_active", "max_streams", "max_circuits", "slots_per_key"}
+    assert found == {
+        "password_file",
+        "min_active",
+        "max_streams",
+        "max_circuits",
+        "slots_per_key",
+        "sticky_load",
+        "port",
+        "host",
+        "socks_user",
+        "source",
+        "session_group",
+        "circuits",
+        "action",
+        "rounds",
+        "env",
+        "after",
+    }
 
 
 @pytest.mark.parametrize(
@@ -122,9 +145,13 @@ def test_keys_without_default_are_those_whose_description_says_how() -> None:
     [
         (("balance", "algorithm"), Algorithm),
         (("balance", "isolation"), Isolation),
+        (("balance", "sticky"), StickyBy),
+        (("balance", "when_full"), WhenFull),
         (("failover", "when_none"), WhenNone),
         (("log", "level"), LogLevel),
         (("log", "format"), LogFormat),
+        (("rounds", "schedule"), Schedule),
+        (("rounds", "on_failure"), OnFailure),
     ],
 )
 def test_enums_are_those_of_the_code(path: tuple[str, str], enum: type) -> None:
@@ -137,6 +164,7 @@ def test_enums_are_those_of_the_code(path: tuple[str, str], enum: type) -> None:
     ("path", "enum"),
     [
         (("balance", "keys", "cold_start"), ColdStart),
+        (("balance", "queue", "overflow"), Overflow),
         (("balance", "keys", "when_exceeded"), WhenExceeded),
         (("failover", "retry", "exhausted"), WhenExhausted),
     ],
@@ -147,6 +175,12 @@ def test_nested_enums_are_those_of_the_code(path: tuple[str, str, str], enum: ty
         sub = sub["properties"][key]
 
     assert sub["enum"] == list(enum)  # type: ignore[call-overload]
+
+
+def test_a_rules_actions_are_those_of_the_code() -> None:
+    rule = load_schema()["properties"]["rules"]["items"]
+
+    assert rule["properties"]["action"]["enum"] == list(RuleAction)
 
 
 def test_roles_are_those_of_the_code() -> None:
@@ -167,6 +201,12 @@ def test_schema_defaults_are_the_defaults_of_the_dataclasses() -> None:
     assert expected == parse_policy(MINIMAL, name="minimal")
 
 
+def test_the_defaults_of_rounds_are_those_of_the_dataclass() -> None:
+    policy = parse_policy(MINIMAL + b"rounds: {command: [/hook]}\n", name="minimal")
+
+    assert Rounds(("/hook",)) == policy.rounds
+
+
 def test_every_key_reaches_the_dataclasses() -> None:
     # What differs from every default must differ in the result.
     policy = parse_policy(
@@ -177,14 +217,31 @@ balance:
   algorithm: least-streams
   max_streams: 7
   isolation: none
-  keys: {max_circuits: 5, slots_per_key: 1, idle: 3s, cold_start: tor, wait: 2s, when_exceeded: reject}
+  purpose: controller
+  sticky: source
+  sticky_load: 150%%
+  when_full: reject
+  queue: {length: 9, timeout: 8s, overflow: reject}
+  keys: {max_circuits: 5, idle: 3s, cold_start: tor, wait: 2s, when_exceeded: reject}
 circuits:
   - {name: a, weight: 2, count: 2, max_streams: 9}
   - {name: b, role: backup, path: [$%s~x, %s=y]}
-failover: {when_none: hold, min_active: 1, rebuild: {initial: 250ms, max: 2h, jitter: 5%%},
-  retry: {attempts: 4, budget: 50%%, exhausted: close}}
+failover:
+  redispatch: {after: 2500ms}
+  when_none: hold
+  when_contended: stand-aside
+  min_active: 1
+  rebuild: {initial: 250ms, max: 2h, jitter: 5%%}
+  retry: {attempts: 4, budget: 50%%, exhausted: close}
 log: {level: debug, format: plain}
 admin: {socket: /s}
+rules:
+  - match: {port: [25, 80-90], host: [.Example.com], socks_user: t*, source: [10.0.0.0/8], session_group: 3}
+    circuits: [a, b]
+  - {match: {port: [443]}, circuits: [a-2]}
+  - action: reject
+rounds: {command: [/h, x], interval: 9s, first_after: 1s, rounds: 4, schedule: every-circuit, timeout: 8s,
+  env: [A, B=c], on_failure: drain, require_probe: false}
 """
         % (b"ab" * 20, b"CD" * 20),
         name="all",
@@ -192,20 +249,40 @@ admin: {socket: /s}
 
     assert repr(policy) == (
         "Policy(slots=("
-        "Slot(name='a-1', weight=2, role=<Role.ACTIVE: 'active'>, path=None, max_streams=9), "
-        "Slot(name='a-2', weight=2, role=<Role.ACTIVE: 'active'>, path=None, max_streams=9), "
+        "Slot(name='a-1', weight=2, role=<Role.ACTIVE: 'active'>, path=None, max_streams=9, "
+        "purpose=<Purpose.CONTROLLER: 'controller'>), "
+        "Slot(name='a-2', weight=2, role=<Role.ACTIVE: 'active'>, path=None, max_streams=9, "
+        "purpose=<Purpose.CONTROLLER: 'controller'>), "
         "Slot(name='b', weight=1, role=<Role.BACKUP: 'backup'>, "
-        f"path=('{'AB' * 20}', '{'CD' * 20}'), max_streams=7)), "
+        f"path=('{'AB' * 20}', '{'CD' * 20}'), max_streams=7, "
+        "purpose=<Purpose.CONTROLLER: 'controller'>)), "
         "tor=TorControl(control=TcpAddress(host='::1', port=9151), password_file='/p'), "
         "balance=Balance(algorithm=<Algorithm.LEAST_STREAMS: 'least-streams'>, "
-        "isolation=<Isolation.NONE: 'none'>, keys=Keys(max_circuits=5, slots_per_key=1, idle_seconds=3.0, "
+        "isolation=<Isolation.NONE: 'none'>, keys=Keys(max_circuits=5, slots_per_key=None, idle_seconds=3.0, "
         "cold_start=<ColdStart.TOR: 'tor'>, wait_seconds=2.0, "
-        "when_exceeded=<WhenExceeded.REJECT: 'reject'>)), "
+        "when_exceeded=<WhenExceeded.REJECT: 'reject'>), purpose=<Purpose.CONTROLLER: 'controller'>, "
+        "sticky=<StickyBy.SOURCE: 'source'>, sticky_load=1.5, "
+        "when_full=<WhenFull.REJECT: 'reject'>, "
+        "queue=Queue(length=9, timeout_seconds=8.0, overflow=<Overflow.REJECT: 'reject'>)), "
         "failover=Failover(when_none=<WhenNone.HOLD: 'hold'>, min_active=1, "
         "rebuild=Rebuild(initial_seconds=0.25, max_seconds=7200.0, jitter=0.05), "
-        "retry=Retry(attempts=4, budget=0.5, exhausted=<WhenExhausted.CLOSE: 'close'>)), "
+        "retry=Retry(attempts=4, budget=0.5, exhausted=<WhenExhausted.CLOSE: 'close'>), "
+        "redispatch_seconds=2.5, when_contended=<WhenContended.STAND_ASIDE: 'stand-aside'>), "
         "log=Log(level=<LogLevel.DEBUG: 'debug'>, format=<LogFormat.PLAIN: 'plain'>), "
-        "admin=Admin(socket='/s'))"
+        "admin=Admin(socket='/s'), "
+        f"rules={policy.rules}, "
+        "rounds=Rounds(command=('/h', 'x'), interval_seconds=9.0, first_after_seconds=1.0, rounds=4, "
+        "schedule=<Schedule.EVERY_CIRCUIT: 'every-circuit'>, timeout_seconds=8.0, env=('A', 'B=c'), "
+        "on_failure=<OnFailure.DRAIN: 'drain'>, require_probe=False))"
+    )
+    nowhere = Match()
+    assert policy.rules == (
+        Rule(
+            Match(((25, 25), (80, 90)), ("example.com",), "t*", (ip_network("10.0.0.0/8"),), 3),
+            circuits=frozenset({"a-1", "a-2", "b"}),
+        ),
+        Rule(Match(ports=((443, 443),)), circuits=frozenset({"a-2"})),
+        Rule(nowhere, action=RuleAction.REJECT),
     )
 
 

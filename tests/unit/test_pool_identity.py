@@ -149,6 +149,15 @@ def test_a_stream_of_nobody_knows_whom_on_an_unused_circuit_expels_it_after_a_re
     assert keys_of(driver)[-1] == (0, "two", "31", "draining")
 
 
+def test_a_general_circuit_that_tor_may_have_used_meanwhile_is_replaced_after_a_reconnect() -> None:
+    driver = balancing(TWO)
+    driver.tell(*opened(1, user="alice"))
+    driver.give(Disconnected())
+
+    commands = driver.connect(circuits=f"{built(30)}\n{built(31)}\n", streams="1 SUCCEEDED 30 a:80\n")
+    assert commands == ["CLOSECIRCUIT 31 IfUnused", "EXTENDCIRCUIT 0; two"]
+
+
 def test_circuits_that_end_are_forgotten_after_a_reconnect() -> None:
     driver = two_keys()
     driver.tell("SIGNAL NEWNYM")

@@ -223,12 +223,13 @@ def test_an_unclaimed_circuit_that_two_keys_have_used_is_nobody_s() -> None:
     assert driver.tell(*opened(3, user="alice")) == ["ATTACHSTREAM 3 31; two", "EXTENDCIRCUIT 0; one"]
 
 
-def test_a_stream_of_unknown_key_expels_an_unused_circuit_only() -> None:
+def test_a_stream_of_unknown_key_expels_a_circuit_used_or_not() -> None:
     driver = balancing(TWO)
     driver.tell(*opened(1, user="alice"))
 
     driver.tell(*opened(2, fields=None), *opened(3, fields=None))
-    assert driver.tell(sent(2, 30)) == []
+    # Tor may have put it there before it heard that alice was to be there.
+    assert driver.tell(sent(2, 30)) == ["EXTENDCIRCUIT 0; one"]
     assert driver.tell(sent(3, 31)) == ["EXTENDCIRCUIT 0; two"]
 
 

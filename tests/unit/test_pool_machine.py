@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -9,10 +11,15 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from circuitloom.model import (
     Action,
+    CircuitOrdered,
     DeadlinePassed,
     Disconnected,
     Event,
+    GiveBack,
     NetworkReady,
+    Order,
+    Purpose,
+    ReleaseStream,
     StopRequested,
 )
 from circuitloom.policy.types import (
@@ -22,23 +29,42 @@ from circuitloom.policy.types import (
     Failover,
     Isolation,
     Keys,
+    Match,
+    Overflow,
     Policy,
+    Queue,
     Rebuild,
     Retry,
     Role,
+    Rule,
+    RuleAction,
     Slot,
+    StickyBy,
     WhenExceeded,
     WhenExhausted,
+    WhenFull,
     WhenNone,
 )
 from circuitloom.pool import Attachment, Pool
 from unit.simulated_tor import SimulatedTor
 
+SECRET = b"a cookie"
 TARGETS = ["example.com:80", "203.0.113.7:443", "abcdefghij.onion:80", "x.relay.exit:80", "[2001:db8::1]:80"]
+
+
+def rules(names: list[str]) -> st.SearchStrategy[Rule]:
+    """Rules for one of the two users, or for both."""
+    matches = st.sampled_from([Match(), Match(socks_user="alice"), Match(socks_user="b*")])
+    some = st.sets(st.sampled_from(names), min_size=1).map(frozenset)
+    return st.one_of(
+        st.builds(lambda match, circuits: Rule(match, circuits=circuits), matches, some),
+        st.builds(lambda match, action: Rule(match, action=action), matches, st.sampled_from(RuleAction)),
+    )
 
 
 @st.composite
 def policies(draw: st.DrawFn) -> Policy:
+    purpose = draw(st.sampled_from(Purpose))
     names = draw(st.lists(st.sampled_from("abcdef"), min_size=1, max_size=4, unique=True))
     slots = [
         Slot(
@@ -47,6 +73,7 @@ def policies(draw: st.DrawFn) -> Policy:
             role=Role.BACKUP if index and draw(st.booleans()) else Role.ACTIVE,
             path=draw(st.sampled_from([None, None, ("A" * 40, "B" * 40)])),
             max_streams=draw(st.sampled_from([1, 2, 100])),
+            purpose=purpose,
         )
         for index, name in enumerate(names)
     ]
@@ -64,13 +91,22 @@ def policies(draw: st.DrawFn) -> Policy:
                 wait_seconds=5.0,
                 when_exceeded=draw(st.sampled_from(WhenExceeded)),
             ),
+            purpose=purpose,
+            sticky=draw(st.sampled_from(StickyBy)),
+            sticky_load=draw(st.sampled_from([None, 1.25])),
+            when_full=draw(st.sampled_from(WhenFull)),
+            queue=Queue(draw(st.sampled_from([1, 2, 100])), 7.0, draw(st.sampled_from(Overflow))),
         ),
         failover=Failover(
             when_none=draw(st.sampled_from(WhenNone)),
             min_active=draw(st.integers(1, active)),
             rebuild=Rebuild(initial_seconds=1.0, max_seconds=8.0, jitter=0.2),
             retry=Retry(draw(st.integers(0, 2)), 0.2, draw(st.sampled_from(WhenExhausted))),
+            redispatch_seconds=draw(st.sampled_from([None, 0.5, 3.0]))
+            if purpose is Purpose.CONTROLLER
+            else None,
         ),
+        rules=tuple(draw(st.lists(rules(names), max_size=2))),
     )
 
 
@@ -99,7 +135,7 @@ class PoolMachine(RuleBasedStateMachine):
     @rule()
     def connect(self) -> None:
         self.is_connected = True
-        self.give(self.tor.connected())
+        self.give(replace(self.tor.connected(), secret=SECRET))
 
     @precondition(lambda self: self.is_connected)
     @rule(restarts=st.booleans())
@@ -109,6 +145,20 @@ class PoolMachine(RuleBasedStateMachine):
             self.tor.restart()
         self.tor.events.clear()
         self.give(Disconnected())
+
+    @rule(is_killed=st.booleans())
+    def restart_the_agent(self, is_killed: bool) -> None:
+        """The next agent knows what this one wrote down; somebody gave the streams back between the two."""
+        if not is_killed:
+            self.give(StopRequested())
+        records = self.pool.records()
+        if self.is_connected:
+            self.tor.perform([GiveBack(), *(ReleaseStream(stream, "test") for stream in self.tor.waiting())])
+            for stream_id in list(self.tor.streams):
+                self.tor.choose_for(stream_id)
+        self.pool = Pool(self.policy, uniform=lambda: 0.5, now=self.now)
+        self.is_connected = True
+        self.give(replace(self.tor.connected(), records=records, secret=SECRET))
 
     @precondition(lambda self: self.is_connected)
     @rule(count=st.integers(1, 8))
@@ -149,6 +199,10 @@ class PoolMachine(RuleBasedStateMachine):
         self.tor.reload()
 
     @rule()
+    def foreign_reset(self) -> None:
+        self.tor.reset_option()
+
+    @rule()
     def new_identity(self) -> None:
         self.tor.new_identity()
 
@@ -173,11 +227,18 @@ class PoolMachine(RuleBasedStateMachine):
         self.policy = policy
         self.perform(self.pool.replace_policy(policy, now=self.now))
 
+    @rule(order=st.sampled_from(Order), name=st.sampled_from("abcdef"), weight=st.integers(1, 9))
+    def order(self, order: Order, name: str, weight: int) -> None:
+        """The operator drains, readies, weighs, rotates or closes a circuit, known or not."""
+        self.give(CircuitOrdered(order, name, weight))
+
     @precondition(lambda self: self.is_connected)
     @rule()
     def settle_to_balance(self) -> None:
         """When Tor builds what is asked and messages arrive, all that can be balanced is."""
         self.tor.refuses_builds = False
+        for name in "abcdef":
+            self.give(CircuitOrdered(Order.READY, name))
         for _ in range(200):
             self.drain()
             for circuit_id in sorted(self.tor.circuits):
@@ -197,7 +258,18 @@ class PoolMachine(RuleBasedStateMachine):
         stream_id = self.tor.open_stream()
         self.drain()
         self.only_those_wait_who_may()
-        assert stream_id in self.tor.streams or self.policy.balance.keys.when_exceeded is WhenExceeded.REJECT
+        assert stream_id in self.tor.streams or self.may_reject()
+
+    def may_reject(self) -> bool:
+        """Whether the policy ever has a new stream fail."""
+        balance = self.policy.balance
+        return (
+            balance.keys.when_exceeded is WhenExceeded.REJECT
+            or balance.when_full is WhenFull.REJECT
+            or balance.queue.overflow is Overflow.REJECT
+            or self.policy.failover.when_none is WhenNone.REJECT
+            or any(rule.action is RuleAction.REJECT for rule in self.policy.rules)
+        )
 
     @precondition(lambda self: self.is_connected)
     @rule()

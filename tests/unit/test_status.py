@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from importlib.resources import files
 from typing import Any
 
 import pytest
+from jsonschema import Draft202012Validator
 
 from circuitloom.policy.types import Failover, Policy, Slot, WhenNone
 from circuitloom.pool import CircuitSnapshot, PoolSnapshot
@@ -130,6 +132,18 @@ def test_the_document_is_json_and_rounded() -> None:
         "key": 0,
     }
     assert shown["circuits"][1]["age_seconds"] is None
+
+
+def test_the_document_is_as_its_schema_says_and_the_schema_knows_every_key() -> None:
+    schema = json.loads((files("circuitloom") / "schemas" / "status.schema.json").read_text())
+    shown = json.loads(json.dumps(document(snapshot())))
+
+    Draft202012Validator.check_schema(schema)
+    assert list(Draft202012Validator(schema).iter_errors(shown)) == []
+    assert shown.keys() == schema["properties"].keys()
+    for part in ("tor", "streams"):
+        assert shown[part].keys() == schema["properties"][part]["properties"].keys()
+    assert shown["circuits"][0].keys() == schema["properties"]["circuits"]["items"]["properties"].keys()
 
 
 @pytest.mark.parametrize(

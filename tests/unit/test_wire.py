@@ -19,6 +19,7 @@ from circuitloom.model import (
     ConfChanged,
     Hop,
     NetworkReady,
+    Purpose,
     Reserved,
     SignalReceived,
     StreamEvent,
@@ -291,6 +292,8 @@ def test_commands_are_one_line() -> None:
         b"A" * 40,
         b"B" * 40,
     )
+    purpose = wire.set_circuit_purpose(CircuitId("30"), Purpose.CONTROLLER)
+    assert purpose == b"SETCIRCUITPURPOSE 30 purpose=controller\r\n"
     assert wire.command("SETCONF", "__LeaveStreamsUnattached=1") == b"SETCONF __LeaveStreamsUnattached=1\r\n"
 
 

@@ -6,6 +6,7 @@ import os
 from typing import Any
 
 from circuitloom.errors import Fault, PolicyError
+from circuitloom.model import Purpose
 from circuitloom.policy.document import parse_document
 from circuitloom.policy.schema import fill_defaults, load_schema
 from circuitloom.policy.schema_faults import find_schema_faults, to_data
@@ -22,17 +23,35 @@ from circuitloom.policy.types import (
     Log,
     LogFormat,
     LogLevel,
+    Match,
+    OnFailure,
+    Overflow,
     Policy,
+    Queue,
     Rebuild,
     Retry,
     Role,
+    Rounds,
+    Rule,
+    RuleAction,
+    Schedule,
     Slot,
+    StickyBy,
     TorControl,
+    WhenContended,
     WhenExceeded,
     WhenExhausted,
+    WhenFull,
     WhenNone,
 )
-from circuitloom.policy.values import parse_control, parse_duration, parse_fingerprint, parse_percentage
+from circuitloom.policy.values import (
+    parse_control,
+    parse_duration,
+    parse_fingerprint,
+    parse_network,
+    parse_percentage,
+    parse_ports,
+)
 
 __all__ = ["check_policy", "parse_policy", "read_policy"]
 
@@ -82,11 +101,12 @@ def read_policy(path: str | os.PathLike[str]) -> Policy:
 
 def _build(data: dict[str, Any]) -> Policy:
     """The dataclasses of a document without faults, with the schema's defaults filled in."""
-    default_max_streams = data["balance"]["max_streams"]
-    slots = tuple(slot for entry in data["circuits"] for slot in _build_slots(entry, default_max_streams))
+    slots = tuple(slot for entry in data["circuits"] for slot in _build_slots(entry, data["balance"]))
     active = sum(slot.role is Role.ACTIVE for slot in slots)
     rebuild, retry = data["failover"]["rebuild"], data["failover"]["retry"]
-    keys = data["balance"]["keys"]
+    redispatch = data["failover"]["redispatch"].get("after")
+    keys, sticky_load = data["balance"]["keys"], data["balance"].get("sticky_load")
+    queue = data["balance"]["queue"]
     return Policy(
         slots=slots,
         tor=TorControl(
@@ -103,6 +123,15 @@ def _build(data: dict[str, Any]) -> Policy:
                 wait_seconds=parse_duration(keys["wait"]),
                 when_exceeded=WhenExceeded(keys["when_exceeded"]),
             ),
+            purpose=Purpose(data["balance"]["purpose"]),
+            sticky=StickyBy(data["balance"]["sticky"]),
+            sticky_load=sticky_load and parse_percentage(sticky_load),
+            when_full=WhenFull(data["balance"]["when_full"]),
+            queue=Queue(
+                length=queue["length"],
+                timeout_seconds=parse_duration(queue["timeout"]),
+                overflow=Overflow(queue["overflow"]),
+            ),
         ),
         failover=Failover(
             when_none=WhenNone(data["failover"]["when_none"]),
@@ -117,13 +146,54 @@ def _build(data: dict[str, Any]) -> Policy:
                 budget=parse_percentage(retry["budget"]),
                 exhausted=WhenExhausted(retry["exhausted"]),
             ),
+            when_contended=WhenContended(data["failover"]["when_contended"]),
+            redispatch_seconds=None if redispatch is None else parse_duration(redispatch),
         ),
         log=Log(level=LogLevel(data["log"]["level"]), format=LogFormat(data["log"]["format"])),
         admin=Admin(data["admin"]["socket"]),
+        rules=tuple(_build_rule(rule, data["circuits"]) for rule in data["rules"]),
+        rounds=_build_rounds(data["rounds"]),
     )
 
 
-def _build_slots(entry: dict[str, Any], default_max_streams: int) -> list[Slot]:
+def _build_rule(rule: dict[str, Any], circuits: list[dict[str, Any]]) -> Rule:
+    match = rule["match"]
+    names: set[str] = set()
+    for name in rule.get("circuits", ()):
+        # The name of an entry stands for all circuits that it makes.
+        made = [slot_names(entry["name"], entry["count"]) for entry in circuits if entry["name"] == name]
+        names.update(*(made or [[name]]))
+    return Rule(
+        match=Match(
+            ports=tuple(parse_ports(str(port)) for port in match.get("port", ())),
+            hosts=tuple(host.lower().removeprefix(".") for host in match.get("host", ())),
+            socks_user=match.get("socks_user"),
+            sources=tuple(map(parse_network, match.get("source", ()))),
+            session_group=match.get("session_group"),
+        ),
+        circuits=frozenset(names) or None,
+        action=RuleAction(rule["action"]) if "action" in rule else None,
+    )
+
+
+def _build_rounds(data: dict[str, Any]) -> Rounds | None:
+    # Without a command there is no such section: its other keys are only the schema's defaults.
+    if "command" not in data:
+        return None
+    return Rounds(
+        command=tuple(data["command"]),
+        interval_seconds=parse_duration(data["interval"]),
+        first_after_seconds=parse_duration(data["first_after"]),
+        rounds=data.get("rounds"),
+        schedule=Schedule(data["schedule"]),
+        timeout_seconds=parse_duration(data["timeout"]),
+        env=tuple(data.get("env", ())),
+        on_failure=OnFailure(data["on_failure"]),
+        require_probe=data["require_probe"],
+    )
+
+
+def _build_slots(entry: dict[str, Any], balance: dict[str, Any]) -> list[Slot]:
     path = entry["path"]
     return [
         Slot(
@@ -131,7 +201,8 @@ def _build_slots(entry: dict[str, Any], default_max_streams: int) -> list[Slot]:
             weight=entry["weight"],
             role=Role(entry["role"]),
             path=None if path == "auto" else tuple(map(parse_fingerprint, path)),
-            max_streams=entry.get("max_streams", default_max_streams),
+            max_streams=entry.get("max_streams", balance["max_streams"]),
+            purpose=Purpose(balance["purpose"]),
         )
         for name in slot_names(entry["name"], entry["count"])
     ]

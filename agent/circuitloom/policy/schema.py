@@ -44,7 +44,7 @@ def fill_defaults(data: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any
     for key, sub in schema["properties"].items():
         if sub.get("type") == "object":
             filled[key] = fill_defaults(data.get(key, {}), sub)
-        elif key in data and sub.get("type") == "array":
+        elif key in data and "properties" in sub.get("items", {}):
             filled[key] = [fill_defaults(item, sub["items"]) for item in data[key]]
         elif key not in data and "default" in sub:
             filled[key] = sub["default"]

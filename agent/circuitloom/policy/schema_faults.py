@@ -37,8 +37,8 @@ _LONG_UNIT = re.compile(r"([0-9]+)(s|m|h|d)(ecs?|econds?|ins?|inutes?|rs?|ours?|
 
 _FRACTION = re.compile(r"(0?\.[0-9]{1,2}|1\.0)")
 
-# Somebody may have written the password itself.
-_NEVER_SHOWN: frozenset[Path] = frozenset([("tor", "password_file")])
+# Somebody may have written the password itself; a variable of the hook's environment may be one.
+_NEVER_SHOWN: frozenset[Path] = frozenset([("tor", "password_file"), ("rounds", "env")])
 
 
 def to_data(node: Node) -> Any:  # noqa: ANN401 - what jsonschema takes: any JSON value
@@ -76,11 +76,15 @@ def find_schema_faults(document: Document) -> tuple[set[Fault], frozenset[Path]]
                 pass
             case Scalar() | Listing() | Mapping():
                 faulty.add(path)
-                message = _wanted(sub) if path in _NEVER_SHOWN else _value_message(node, sub)
+                message = _wanted(sub) if _keys(path) in _NEVER_SHOWN else _value_message(node, sub)
                 faults.add(document.fault(path, message))
             case _:
                 pass
     return faults, frozenset(faulty)
+
+
+def _keys(path: Path) -> Path:
+    return tuple(step for step in path if isinstance(step, str))
 
 
 def _unknown_keys(document: Document, path: Path, mapping: Mapping, sub: dict[str, Any]) -> Iterator[Fault]:
@@ -149,7 +153,7 @@ def _value_hint(node: Scalar, sub: dict[str, Any]) -> str:
         if _ODD_NUMBER.fullmatch(node.text):
             return "; write plain decimal digits"
         return "" if node.is_plain or not node.text.isdecimal() else "; remove the quotes"
-    if _fits(node.text, sub):
+    if _fits(node.text, sub) and "integer" not in sub.get("type", ()):
         # Only a boolean or a number gets here: YAML took the word for one.
         kind = f"means {str(node.value).lower()}" if isinstance(node.value, bool) else "is a number"
         return f', which {kind} in YAML: write "{node.text}" with quotes'

@@ -14,9 +14,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from circuitloom.errors import Fault
+from circuitloom.model import Purpose
 from circuitloom.policy.nodes import Bad, Document, Listing, Mapping, Scalar
+from circuitloom.policy.rule_faults import find_rule_faults, find_rule_warnings
 from circuitloom.policy.schema import load_schema
-from circuitloom.policy.types import Algorithm, Isolation, Policy, Role, TcpAddress
+from circuitloom.policy.types import Algorithm, Isolation, Policy, Role, StickyBy, TcpAddress
 from circuitloom.policy.values import (
     ValueFault,
     check_socket_path,
@@ -38,6 +40,12 @@ _MIN_WAIT_SECONDS, _MAX_WAIT_SECONDS = 0.01, 86_400.0
 # Tor gives a waiting stream up itself after SocksTimeout, by default 120 s; then it is too late to hand over.
 _MAX_HELD_SECONDS = 100.0
 
+# These look at no weight: a policy that gives one expects what it does not get.
+_WITHOUT_WEIGHTS = (Algorithm.ROUND_ROBIN, Algorithm.FIRST)
+
+# A circuit needs a round trip over three relays to answer; after 10 s Tor takes the stream off by itself.
+_MIN_REDISPATCH_SECONDS, _MAX_REDISPATCH_SECONDS = 0.1, 9.0
+
 
 def find_semantic_faults(document: Document, faulty: frozenset[Path]) -> Iterator[Fault]:
     """Judges how the values fit together.
@@ -51,11 +59,14 @@ def find_semantic_faults(document: Document, faulty: frozenset[Path]) -> Iterato
     yield from _socket_faults(known)
     yield from _rebuild_faults(known)
     yield from _wait_faults(known)
+    yield from _rounds_faults(known)
+    yield from _redispatch_faults(known)
     circuits = _read_circuits(known)
     yield from _weight_faults(known, circuits)
     yield from _path_faults(known, circuits)
     yield from _name_faults(known, circuits)
     yield from _number_faults(known, circuits)
+    yield from find_rule_faults(document, faulty, _all_names(circuits))
 
 
 def find_warnings(document: Document, policy: Policy) -> Iterator[Fault]:
@@ -71,6 +82,11 @@ def find_warnings(document: Document, policy: Policy) -> Iterator[Fault]:
         yield document.fault(("balance", "isolation"), message)
         if document.node_at(("balance", "keys")) is not None:
             yield document.fault(("balance", "keys"), "this does nothing under `isolation: none`")
+    yield from _sticky_warnings(document, policy)
+    yield from find_rule_warnings(document, policy)
+    if policy.rounds is not None and policy.balance.isolation is Isolation.TOR:
+        message = "rounds serve the first key's circuits only: `isolation: none` if there is but one user"
+        yield document.fault(("rounds",), message)
     for index in range(len(_items(document, ("circuits",)))):
         path: Path = ("circuits", index, "path")
         hops = len(_items(document, path))
@@ -84,6 +100,18 @@ def find_warnings(document: Document, policy: Policy) -> Iterator[Fault]:
                 "with two hops, two relays are enough to link this client to its destinations: use three"
             )
             yield document.fault(path, message)
+
+
+def _sticky_warnings(document: Document, policy: Policy) -> Iterator[Fault]:
+    balance = policy.balance
+    if balance.isolation is Isolation.TOR and balance.sticky in {StickyBy.SOCKS_USER, StickyBy.SOURCE}:
+        message = (
+            "under `isolation: tor` each SOCKS user and each client has circuits of its own, of which it "
+            "would use one: sticky is for `isolation: none`, or by destination"
+        )
+        yield document.fault(("balance", "sticky"), message)
+    if balance.sticky is StickyBy.NONE and balance.sticky_load is not None:
+        yield document.fault(("balance", "sticky_load"), "this does nothing under `sticky: none`")
 
 
 def slot_names(name: str, count: int) -> Sequence[str]:
@@ -139,6 +167,18 @@ def _read_circuits(known: _Known) -> list[_Circuit]:
     ]
 
 
+def _all_names(circuits: list[_Circuit]) -> set[str] | None:
+    """The names of entries and of the circuits that they make; None if not all are known."""
+    names: set[str] = set()
+    for circuit in circuits:
+        if circuit.name is None or circuit.count is None:
+            return None
+        names.update((circuit.name, *slot_names(circuit.name, circuit.count)))
+        if len(names) > 2 * MAX_CIRCUITS:
+            return None
+    return names or None
+
+
 def _items(document: Document, path: Path) -> Sequence[Any]:
     node = document.node_at(path)
     return node.items if isinstance(node, Listing) else ()
@@ -188,19 +228,69 @@ def _rebuild_faults(known: _Known) -> Iterator[Fault]:
 
 
 def _wait_faults(known: _Known) -> Iterator[Fault]:
-    for key, longest, shown in (("idle", _MAX_WAIT_SECONDS, "1d"), ("wait", _MAX_HELD_SECONDS, "100s")):
-        path = ("balance", "keys", key)
+    for path, longest, shown in (
+        (("balance", "keys", "idle"), _MAX_WAIT_SECONDS, "1d"),
+        (("balance", "keys", "wait"), _MAX_HELD_SECONDS, "100s"),
+        (("balance", "queue", "timeout"), _MAX_HELD_SECONDS, "100s"),
+    ):
         text = known.value(*path)
         if text is not None and not _MIN_WAIT_SECONDS <= parse_duration(text) <= longest:
             yield known.document.fault(path, f"must be from 10ms to {shown}, not {quoted(text)}")
 
 
+def _rounds_faults(known: _Known) -> Iterator[Fault]:
+    command = _items(known.document, ("rounds", "command"))
+    program = command[0].text if command and isinstance(command[0], Scalar) else "/hook"
+    is_path = program.startswith("/") and not program.endswith("/")
+    if not is_path and known.is_sound(("rounds", "command", 0)):
+        message = f"must be the absolute path of a program, not {quoted(program)}"
+        yield known.document.fault(("rounds", "command", 0), message)
+    if known.document.node_at(("rounds",)) is None:
+        return
+    seconds: dict[str, float] = {}
+    for key, least, shown in (
+        ("interval", 0.1, "100ms"),
+        ("first_after", 0.01, "10ms"),
+        ("timeout", 0.1, "100ms"),
+    ):
+        text = known.value("rounds", key)
+        if text is None:
+            continue
+        seconds[key] = parse_duration(text)
+        if not least <= seconds[key] <= _MAX_WAIT_SECONDS:
+            del seconds[key]
+            yield known.document.fault(("rounds", key), f"must be from {shown} to 1d, not {quoted(text)}")
+    if seconds.get("timeout", 0) > seconds.get("interval", _MAX_WAIT_SECONDS):
+        # If only the interval is written, the timeout's default has to be lowered.
+        timeout, interval = known.value("rounds", "timeout"), known.value("rounds", "interval")
+        message = f"must be at most `interval`, {interval}, not {timeout}"
+        yield known.document.fault(("rounds", "timeout"), message)
+
+
+def _redispatch_faults(known: _Known) -> Iterator[Fault]:
+    path = ("failover", "redispatch", "after")
+    text = known.value(*path)
+    if text is None:
+        return
+    if not _MIN_REDISPATCH_SECONDS <= parse_duration(text) <= _MAX_REDISPATCH_SECONDS:
+        yield known.document.fault(path, f"must be from 100ms to 9s, not {quoted(text)}")
+    elif known.value("balance", "purpose") == Purpose.GENERAL:
+        message = (
+            "needs `balance.purpose: controller`: a stream that leaves a general circuit on its way "
+            "loses what the application has sent early"
+        )
+        yield known.document.fault(path, message)
+
+
 def _weight_faults(known: _Known, circuits: list[_Circuit]) -> Iterator[Fault]:
-    if known.value("balance", "algorithm") != Algorithm.ROUND_ROBIN:
+    algorithm = known.value("balance", "algorithm")
+    if algorithm not in _WITHOUT_WEIGHTS:
         return
     for circuit in circuits:
         if circuit.weight not in (None, 1):
-            message = "round-robin ignores weights: remove this one, or use `algorithm: weighted-round-robin`"
+            message = (
+                f"{algorithm} ignores weights: remove this one, or use `algorithm: weighted-round-robin`"
+            )
             yield known.document.fault(circuit.path("weight"), message)
 
 

@@ -10,6 +10,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
+from ipaddress import IPv4Network, IPv6Network
+
+from circuitloom.model import Purpose
 
 DEFAULT_CONTROL_PATH = "/run/tor/control"
 DEFAULT_ADMIN_SOCKET = "/run/circuitloom/admin.sock"
@@ -21,6 +24,40 @@ class Algorithm(StrEnum):
     ROUND_ROBIN = "round-robin"
     WEIGHTED_ROUND_ROBIN = "weighted-round-robin"
     LEAST_STREAMS = "least-streams"
+    POWER_OF_TWO = "power-of-two"
+    FIRST = "first"
+    RANDOM = "random"
+
+
+class StickyBy(StrEnum):
+    """What streams must have in common to go to one circuit."""
+
+    NONE = "none"
+    SOCKS_USER = "socks-user"
+    DESTINATION = "destination"
+    SOURCE = "source"
+
+
+class WhenFull(StrEnum):
+    """What a stream does when every circuit that may take it is full."""
+
+    QUEUE = "queue"
+    TOR = "tor"
+    REJECT = "reject"
+
+
+class Overflow(StrEnum):
+    """What becomes of a stream that finds the queue full, or waited in it for too long."""
+
+    TOR = "tor"
+    REJECT = "reject"
+
+
+class RuleAction(StrEnum):
+    """Where a rule sends streams that get no circuit of ours."""
+
+    TOR = "tor"
+    REJECT = "reject"
 
 
 class Isolation(StrEnum):
@@ -65,6 +102,28 @@ class WhenNone(StrEnum):
     TOR = "tor"
     HOLD = "hold"
     REJECT = "reject"
+
+
+class WhenContended(StrEnum):
+    """What the agent does when another controller attaches streams or resets the option."""
+
+    TAKE_BACK = "take-back"
+    STAND_ASIDE = "stand-aside"
+
+
+class Schedule(StrEnum):
+    """Whether a round serves one circuit in turn, or each circuit."""
+
+    ALTERNATE = "alternate"
+    EVERY_CIRCUIT = "every-circuit"
+
+
+class OnFailure(StrEnum):
+    """What happens when a round cannot serve its circuit."""
+
+    NEXT_CIRCUIT = "next-circuit"
+    SKIP = "skip"
+    DRAIN = "drain"
 
 
 class LogLevel(StrEnum):
@@ -139,12 +198,72 @@ class Keys:
 
 
 @dataclass(frozen=True, slots=True)
+class Queue:
+    """Where streams wait for room.
+
+    Attributes:
+        length: How many of one key may wait at once, for the same circuits.
+        timeout_seconds: How long each waits at most.
+        overflow: What becomes of those beyond either.
+    """
+
+    length: int = 1024
+    timeout_seconds: float = 30.0
+    overflow: Overflow = Overflow.TOR
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """What streams a rule is for: those for which every condition holds; what is empty or None is none.
+
+    Attributes:
+        ports: Ranges of destination ports, both ends included.
+        hosts: Names of destinations, lower case; each stands for all names below it as well.
+        socks_user: A glob for the SOCKS user name.
+        sources: Networks of client addresses.
+        session_group: The SessionGroup of Tor's listener.
+    """
+
+    ports: tuple[tuple[int, int], ...] = ()
+    hosts: tuple[str, ...] = ()
+    socks_user: str | None = None
+    sources: tuple[IPv4Network | IPv6Network, ...] = ()
+    session_group: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """What happens to the streams that match: ``circuits`` names those that may take them, or ``action``."""
+
+    match: Match
+    circuits: frozenset[str] | None = None
+    action: RuleAction | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Balance:
-    """How streams are spread, and which may share a circuit."""
+    """How streams are spread, which may share a circuit, and what the circuits are to Tor.
+
+    Attributes:
+        algorithm: How a circuit is chosen.
+        isolation: Which streams may share one.
+        keys: What isolation may cost.
+        when_full: What happens when all circuits are full.
+        queue: Where streams wait then.
+        sticky: What streams have in common that go to one circuit.
+        sticky_load: Above how many times its part of all streams a circuit takes no more of these; None: no
+            such bound.
+        purpose: What Tor is told that they are for.
+    """
 
     algorithm: Algorithm = Algorithm.WEIGHTED_ROUND_ROBIN
     isolation: Isolation = Isolation.TOR
     keys: Keys = field(default_factory=Keys)
+    purpose: Purpose = Purpose.GENERAL
+    sticky: StickyBy = StickyBy.NONE
+    sticky_load: float | None = None
+    when_full: WhenFull = WhenFull.QUEUE
+    queue: Queue = field(default_factory=Queue)
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +276,7 @@ class Slot:
         role: Active, or backup.
         path: Fingerprints (40 upper-case hex digits, no ``$``) from the first hop on, or None: Tor chooses.
         max_streams: How many streams it may carry at once.
+        purpose: What it is to Tor.
     """
 
     name: str
@@ -164,6 +284,7 @@ class Slot:
     role: Role = Role.ACTIVE
     path: tuple[str, ...] | None = None
     max_streams: int = 256
+    purpose: Purpose = Purpose.GENERAL
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,12 +321,16 @@ class Failover:
             many must be BUILT before attachment is taken over from Tor.
         retry: What happens to streams that a circuit could not connect.
         rebuild: Backoff of builds.
+        redispatch_seconds: After how long without an answer a stream moves to another circuit; None: never.
+        when_contended: What happens when another controller is at work.
     """
 
     when_none: WhenNone = WhenNone.TOR
     min_active: int = 1
     rebuild: Rebuild = field(default_factory=Rebuild)
     retry: Retry = field(default_factory=Retry)
+    redispatch_seconds: float | None = None
+    when_contended: WhenContended = WhenContended.TAKE_BACK
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,6 +349,33 @@ class Admin:
 
 
 @dataclass(frozen=True, slots=True)
+class Rounds:
+    """A program that is run for one circuit after the other.
+
+    Attributes:
+        command: The program's absolute path, and its arguments.
+        interval_seconds: From one round to the next.
+        first_after_seconds: From the moment that circuits are ready to the first round.
+        rounds: How many; None: no end.
+        schedule: Which circuits a round serves.
+        timeout_seconds: How long one run may take.
+        env: ``NAME`` (passed on) or ``NAME=VALUE``.
+        on_failure: What happens when a circuit cannot be served.
+        require_probe: Whether Tor is asked first if the circuit is there.
+    """
+
+    command: tuple[str, ...]
+    interval_seconds: float = 45.0
+    first_after_seconds: float = 2.0
+    rounds: int | None = None
+    schedule: Schedule = Schedule.ALTERNATE
+    timeout_seconds: float = 30.0
+    env: tuple[str, ...] = ()
+    on_failure: OnFailure = OnFailure.NEXT_CIRCUIT
+    require_probe: bool = True
+
+
+@dataclass(frozen=True, slots=True)
 class Policy:
     """A whole policy, checked."""
 
@@ -233,3 +385,5 @@ class Policy:
     failover: Failover = field(default_factory=Failover)
     log: Log = field(default_factory=Log)
     admin: Admin = field(default_factory=Admin)
+    rules: tuple[Rule, ...] = ()
+    rounds: Rounds | None = None

@@ -7,7 +7,7 @@ explains every fault itself: the pattern can only say that an address is wrong, 
 from __future__ import annotations
 
 import re
-from ipaddress import AddressValueError, IPv4Address
+from ipaddress import AddressValueError, IPv4Address, IPv4Network, IPv6Network, ip_network
 
 from circuitloom.policy.types import ControlAddress, TcpAddress, UnixAddress
 from circuitloom.policy.wording import quoted
@@ -19,7 +19,9 @@ __all__ = [
     "parse_control",
     "parse_duration",
     "parse_fingerprint",
+    "parse_network",
     "parse_percentage",
+    "parse_ports",
 ]
 
 # sockaddr_un.sun_path is 108 bytes on Linux, and the last one ends the string (unix(7)).
@@ -52,6 +54,35 @@ def parse_percentage(text: str) -> float:
 def parse_fingerprint(text: str) -> str:
     """``$ab...~nick`` as Tor's circuit events write it, without ``$`` and nickname: ``AB...``."""
     return text.removeprefix("$")[:40].upper()
+
+
+def parse_ports(text: str) -> tuple[int, int]:
+    """``8000-8999`` as its ends; a single port is both.
+
+    Raises:
+        ValueFault: It is no port, or a range that ends before it starts.
+    """
+    first, _, last = text.partition("-")
+    ports = int(first), int(last or first)
+    if not 1 <= ports[0] <= ports[1] <= 65535:
+        raise ValueFault(
+            f"must be a port, or a range of ports that grows, from 1 to 65535, not {quoted(text)}"
+        )
+    return ports
+
+
+def parse_network(text: str) -> IPv4Network | IPv6Network:
+    """``10.1.0.0/16``, or a single address.
+
+    Raises:
+        ValueFault: It is neither.
+    """
+    try:
+        return ip_network(text)
+    except ValueError:
+        raise ValueFault(
+            f"must be an address, or a network without bits beyond its length, not {quoted(text)}"
+        ) from None
 
 
 def check_socket_path(path: str) -> None:

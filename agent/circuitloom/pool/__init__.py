@@ -1,6 +1,7 @@
 """The decision core: circuits, streams and who attaches them, as one pure state machine."""
 
 from circuitloom.pool.core import Attachment, Pool
+from circuitloom.pool.decisions import Explanation
 from circuitloom.pool.snapshot import CircuitSnapshot, PoolSnapshot
 
-__all__ = ["Attachment", "CircuitSnapshot", "Pool", "PoolSnapshot"]
+__all__ = ["Attachment", "CircuitSnapshot", "Explanation", "Pool", "PoolSnapshot"]

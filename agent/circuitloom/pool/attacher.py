@@ -1,94 +1,69 @@
-"""Every stream, and what is decided on it.
+"""What Tor tells of streams, and what follows from it.
 
 Rules of this file:
 
-* A stream is attached only when it is known to wait. A stream that is on its way is never attached again:
-  moving it would lose what the application has sent early (tor-facts 0).
-* A stream goes to circuits of its own key only, and to none when its key is not known.
-* Whoever waits here waits for something that is on its way, and not for longer than the policy says, or under
-  ``when_none: hold``; everybody else is Tor's, or closed, at once.
+* A stream is served only when it is known to wait: at CONTROLLER_WAIT, or when Tor refused to attach it.
+* What only one event tells (the key, the target) is kept for as long as the stream lives.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from heapq import heappop, heappush
 
 from circuitloom.model import (
     TOR_CHOOSES,
     Action,
     Announce,
     AttachRefused,
-    AttachStream,
     CircuitId,
-    CloseStream,
-    ReleaseStream,
     Reserved,
     Severity,
     StreamEvent,
-    StreamId,
     StreamStatus,
 )
+from circuitloom.policy.matching import find_rule
 from circuitloom.policy.types import (
-    ColdStart,
-    Isolation,
     Policy,
-    WhenExceeded,
-    WhenExhausted,
-    WhenNone,
 )
 from circuitloom.pool.builder import Builder
-from circuitloom.pool.circuits import Circuits
-from circuitloom.pool.isolation import ONE_FOR_ALL, UNKNOWN_KEY, IsolationKey, isolation_key
+from circuitloom.pool.choosing import sticky_value
+from circuitloom.pool.dispatch import Dispatcher
+from circuitloom.pool.isolation import isolation_key
 from circuitloom.pool.keys import Keys
-from circuitloom.pool.slots import Circuit, CircuitState
 from circuitloom.pool.streams import Stream, StreamState, TorsOwn, is_directory
 
-MIN_RETRIES = 3
-"""Retries that the budget never forbids: a quiet client has to retry too (Envoy: min_retry_concurrency)."""
+_RESOLVES = frozenset({StreamStatus.NEWRESOLVE, StreamStatus.SENTRESOLVE})
 
 _FATAL_TO_CIRCUIT = frozenset({"MISC", "RESOLVEFAILED", "NOROUTE"})
 """Tor takes no new streams of its own to a circuit after one such END, and soon closes it (tor-facts 0)."""
 
 
-class Attacher:
-    """The table of streams.
+class Attacher(Dispatcher):
+    """A table of streams that follows what Tor tells.
 
     Args:
         policy: What to do.
         keys: Circuits by key.
         builder: Circuits by id.
         emit: Takes each action, in order.
+        on_foreign: Called when another controller attached a stream that waited for us.
 
     Attributes:
-        policy: A reload replaces it.
-        is_in_charge: Whether new streams wait for us.
-        now: The time (seconds of the pool's clock), set before each event.
-        streams: By Tor's id.
-        waiting: Those that are held.
-        attached_total: Attachments so far.
-        released_total: Streams handed to Tor so far.
-        failed_total: Attachments that ended without a connection.
+        on_stream: What takes an event, by the stream's status.
     """
 
     def __init__(
-        self, policy: Policy, *, keys: Keys, builder: Builder, emit: Callable[[Action], None]
+        self,
+        policy: Policy,
+        *,
+        keys: Keys,
+        builder: Builder,
+        emit: Callable[[Action], None],
+        on_foreign: Callable[[], None],
     ) -> None:
-        self.policy = policy
-        self._keys = keys
-        self._builder = builder
-        self._emit = emit
+        super().__init__(policy, keys=keys, builder=builder, emit=emit)
+        self._on_foreign = on_foreign
         self._tors_own = TorsOwn(None)
-        self._deadlines: list[tuple[float, StreamId]] = []
-        self._unanswered = 0
-        self._retries = 0
-        self.is_in_charge = False
-        self.now = 0.0
-        self.streams: dict[StreamId, Stream] = {}
-        self.waiting: dict[StreamId, Stream] = {}
-        self.attached_total = 0
-        self.released_total = 0
-        self.failed_total = 0
         self.on_stream: dict[StreamStatus, Callable[[StreamEvent], None]] = {
             StreamStatus.NEW: self._on_new,
             StreamStatus.NEWRESOLVE: self._on_new,
@@ -116,73 +91,24 @@ class Attacher:
         """Tor maps these addresses from now on."""
         self._tors_own = TorsOwn(reserved)
 
-    def clear(self) -> None:
-        """Forget every stream; what Tor says next is all there is."""
-        self.streams.clear()
-        self.waiting.clear()
-        self._deadlines.clear()
-        self._unanswered = self._retries = 0
-
     def adopt(self, line: StreamEvent) -> None:
         """Take one line of stream-status; NEW there means that it may wait."""
         if is_directory(line) or line.status in {StreamStatus.FAILED, StreamStatus.CLOSED}:
             return
         stream = self.streams[line.stream_id] = Stream(line.stream_id)
+        stream.is_resolve = line.status in _RESOLVES
         match line.status:
             case StreamStatus.SENTCONNECT | StreamStatus.SENTRESOLVE:
-                self._on_sent(line)
+                self._place(stream, line.circuit_id, is_news=False)
+                stream.state = StreamState.ATTACHED
             case StreamStatus.SUCCEEDED:
-                self._on_succeeded(line)
+                self._place(stream, line.circuit_id, is_news=False)
+                stream.state = StreamState.OPEN
             case _:
+                stream.target = line.target
                 stream.is_tors = self._tors_own.has(line.target)
                 stream.key = self._shared_key()
                 self._wait(stream)
-
-    def serve_waiting(self) -> None:
-        """Try all that wait again, oldest first."""
-        for stream in list(self.waiting.values()):
-            self.serve(stream)
-
-    def release_waiting(self, why: str) -> None:
-        """Hand all that wait to Tor."""
-        for stream in list(self.waiting.values()):
-            self._release(stream, why)
-
-    def next_deadline(self) -> float | None:
-        """When ``handle_deadline`` wants to be called (seconds of the pool's clock)."""
-        while self._deadlines and self._deadlines[0][1] not in self.waiting:
-            heappop(self._deadlines)
-        return self._deadlines[0][0] if self._deadlines else None
-
-    def handle_deadline(self) -> None:
-        """Those that waited long enough are Tor's."""
-        while self._deadlines and self._deadlines[0][0] <= self.now:
-            at, stream_id = heappop(self._deadlines)
-            stream = self.waiting.get(stream_id)
-            if stream is not None and stream.wait_until == at:
-                self._release(stream, "its circuits were not built in time")
-
-    def check_invariants(self, counts: dict[Circuit, int]) -> None:
-        """Assert what must always hold, and count the streams of each circuit; for tests.
-
-        Raises:
-            AssertionError: It does not.
-        """
-        for stream_id, stream in self.streams.items():
-            assert stream.stream_id == stream_id
-            assert (stream_id in self.waiting) == (stream.state is StreamState.WAITING)
-            if stream.circuit is not None:
-                assert stream.state in {StreamState.ATTACHED, StreamState.OPEN}
-                counts[stream.circuit] = counts.get(stream.circuit, 0) + 1
-            if stream.is_unanswered and stream.circuit is not None:
-                owner = stream.circuit.slot.owner
-                assert stream.key is not None, "attached without knowing what isolates it"
-                assert owner.key == stream.key, "attached to another key's circuit"
-        assert set(self.waiting) <= set(self.streams)
-        assert self._unanswered == sum(stream.is_unanswered for stream in self.streams.values())
-        assert self._retries == sum(stream.is_retry for stream in self.streams.values())
-        for circuits in self._keys.all:
-            assert circuits.streams == sum(stream.owner is circuits for stream in self.streams.values())
 
     # --- events --------------------------------------------------------------------------------------------
 
@@ -193,17 +119,24 @@ class Attacher:
         stream = self.streams.get(event.stream_id)
         if stream is None:
             stream = self.streams[event.stream_id] = Stream(event.stream_id)
+        stream.target = event.target
+        stream.is_resolve = event.status is StreamStatus.NEWRESOLVE
         stream.is_tors = self._tors_own.has(event.target)
         if stream.owner is None:
             stream.key = self._shared_key() or isolation_key(event)
+        stream.sticky = sticky_value(event, self.policy.balance.sticky)
+        if self.policy.rules:
+            stream.rule = find_rule(self.policy.rules, event.target, event.keywords)
 
     def _on_controller_wait(self, event: StreamEvent) -> None:
         stream = self.streams.get(event.stream_id)
         if stream is None:
-            # Its NEW came before we listened: what isolates it is not known any more.
-            stream = self.streams[event.stream_id] = Stream(event.stream_id)
+            # Its NEW came before we listened: what isolates it, and what it asks for, is not known any more.
+            stream = self.streams[event.stream_id] = Stream(event.stream_id, is_resolve=True)
+            stream.target = event.target
             stream.is_tors = self._tors_own.has(event.target)
             stream.key = self._shared_key()
+        stream.is_held = True
         # In any other state this is the echo of a move, ours or another controller's (tor-facts 3, 12).
         if stream.state is StreamState.NEW:
             self.serve(stream)
@@ -211,24 +144,38 @@ class Attacher:
     def _on_sent(self, event: StreamEvent) -> None:
         stream = self.streams.get(event.stream_id)
         if stream is not None:
+            is_foreign = self.is_in_charge and _is_foreign(stream, event.circuit_id)
             self._place(stream, event.circuit_id)
             stream.state = StreamState.ATTACHED
+            if is_foreign:
+                self._on_foreign()
 
     def _on_succeeded(self, event: StreamEvent) -> None:
         stream = self.streams.get(event.stream_id)
         if stream is not None:
             self._place(stream, event.circuit_id)
-            self._answered(stream)
+            if stream.is_unanswered and stream.circuit is not None:
+                stream.circuit.connect_time.observe(self.now - stream.attached_at, self.now)
+            self._unanswered.end(stream)
+            self._blame.succeed(stream.target, stream.circuit)
             stream.state = StreamState.OPEN
 
     def _on_detached(self, event: StreamEvent) -> None:
         stream = self.streams.get(event.stream_id)
-        if stream is None:
-            return
-        self._count_failure(stream)
-        circuit = stream.circuit
+        circuit = self._builder.by_id.get(event.circuit_id)
         if circuit is not None and _condemns(event):
             circuit.slot.owner.condemn(circuit, now=self.now)
+        if stream is None:
+            return
+        ours = stream.circuit
+        if stream.is_unanswered and ours is not None and ours.circuit_id != event.circuit_id:
+            # Told before Tor read that we had moved it: it is on its way over another circuit already.
+            return
+        if circuit is not None and stream.is_unanswered and not _is_policy(event):
+            self._accuse(stream, circuit)
+        if ours is not None and event.keywords.get("REASON") == "TIMEOUT":
+            ours.connect_time.penalise(self.now)
+        self._count_failure(stream)
         stream.failures += 1
         stream.tried = (*stream.tried, event.circuit_id)
         self._take_off(stream)
@@ -237,6 +184,10 @@ class Attacher:
     def _on_failed(self, event: StreamEvent) -> None:
         stream = self.streams.get(event.stream_id)
         if stream is not None:
+            circuit = stream.circuit
+            if circuit is not None and stream.is_unanswered and event.keywords.get("REASON") == "END":
+                # The exit's last word; the end of a circuit (DESTROY) says nothing of a destination.
+                self._accuse(stream, circuit)
             self._count_failure(stream)
 
     def _on_closed(self, event: StreamEvent) -> None:
@@ -270,169 +221,20 @@ class Attacher:
         stream.state = StreamState.NEW
         self.serve(stream)
 
-    # --- decisions -----------------------------------------------------------------------------------------
-
-    def serve(self, stream: Stream) -> None:
-        """Decide on a stream that is known to wait."""
-        if not self.is_in_charge:
-            self._release(stream, "Tor assigns streams now")
-        elif stream.is_tors:
-            self._release(stream, "only Tor can serve this address")
-        elif stream.key is None:
-            self._release(stream, "what isolates it is not known")
-        elif stream.failures and not self._may_retry(stream):
-            self._give_up(stream)
-        else:
-            circuits = stream.owner or self._keys.find(stream.key)
-            if circuits is None:
-                self._exceed(stream)
-                return
-            if stream.owner is None:
-                stream.owner = circuits
-                self._keys.add_stream(circuits)
-            self._choose(stream, circuits)
-
-    def _choose(self, stream: Stream, circuits: Circuits) -> None:
-        if circuits.is_retired:
-            self._release(stream, "the circuits of its key end")
-            return
-        if circuits.is_cold:
-            if self.policy.balance.keys.cold_start is ColdStart.WAIT:
-                self._wait(stream)
-            else:
-                self._release(stream, "its circuits are not built yet")
-            return
-        circuit = circuits.choose(stream.tried)
-        if circuit is not None:
-            self._attach(stream, circuit)
-        elif circuits.is_usable:
-            why = "no other circuit can take it" if stream.tried else "all circuits are full"
-            self._release(stream, why)
-        else:
-            match self.policy.failover.when_none:
-                case WhenNone.TOR:
-                    self._release(stream, "no circuit is usable")
-                case WhenNone.HOLD:
-                    stream.wait_until = None
-                    self._hold(stream)
-                case _:
-                    self._close(stream, "no circuit is usable")
-
-    def _exceed(self, stream: Stream) -> None:
-        match self.policy.balance.keys.when_exceeded:
-            case WhenExceeded.TOR:
-                self._release(stream, "no room for circuits of its key")
-            case WhenExceeded.QUEUE:
-                self._wait(stream)
-            case _:
-                self._close(stream, "no room for circuits of its key")
-
-    def _may_retry(self, stream: Stream) -> bool:
-        retry = self.policy.failover.retry
-        if stream.failures > retry.attempts:
-            return False
-        return self._retries < max(MIN_RETRIES, retry.budget * self._unanswered)
-
-    def _give_up(self, stream: Stream) -> None:
-        why = f"failed on {stream.failures} circuits"
-        if self.policy.failover.retry.exhausted is WhenExhausted.CLOSE:
-            self._close(stream, why)
-        else:
-            self._release(stream, why)
-
-    # --- one stream ----------------------------------------------------------------------------------------
-
-    def _shared_key(self) -> IsolationKey | None:
-        """The key of all streams, if the policy keeps none apart."""
-        return ONE_FOR_ALL if self.policy.balance.isolation is Isolation.NONE else None
-
-    def _attach(self, stream: Stream, circuit: Circuit) -> None:
-        self._stop_waiting(stream)
-        stream.state = StreamState.ATTACHED
-        stream.circuit = circuit
-        stream.is_unanswered = True
-        self._unanswered += 1
-        if stream.failures:
-            stream.is_retry = True
-            self._retries += 1
-        state = circuit.slot
-        state.attached_total += 1
-        self.attached_total += 1
-        if circuit.key is None:
-            circuit.key = stream.key
-        state.owner.add_stream(circuit)
-        self._emit(AttachStream(stream.stream_id, circuit.circuit_id or TOR_CHOOSES, state.slot.name))
-
-    def _wait(self, stream: Stream) -> None:
-        """Hold the stream until what it needs is there, within bounds."""
-        if stream.wait_until is None:
-            stream.wait_until = self.now + self.policy.balance.keys.wait_seconds
-            heappush(self._deadlines, (stream.wait_until, stream.stream_id))
-        self._hold(stream)
-
-    def _hold(self, stream: Stream) -> None:
-        stream.state = StreamState.WAITING
-        self.waiting[stream.stream_id] = stream
-
-    def _release(self, stream: Stream, why: str) -> None:
-        self._take_off(stream)
-        stream.state = StreamState.RELEASED
-        self.released_total += 1
-        self._emit(ReleaseStream(stream.stream_id, why))
-
-    def _close(self, stream: Stream, why: str) -> None:
-        self._take_off(stream)
-        stream.state = StreamState.RELEASED
-        self._emit(CloseStream(stream.stream_id, why))
-
-    def _place(self, stream: Stream, circuit_id: CircuitId) -> None:
-        """The stream is on this circuit, as Tor says; whoever put it there."""
-        circuit = stream.circuit
-        if circuit is not None and circuit.circuit_id == circuit_id:
-            return
-        self._take_off(stream)
-        circuit = self._builder.by_id.get(circuit_id)
-        if circuit is not None:
-            stream.circuit = circuit
-            circuit.slot.owner.add_stream(circuit)
-            if self.policy.balance.isolation is Isolation.TOR:
-                circuit.slot.owner.mark(circuit, stream.key or UNKNOWN_KEY)
-
-    def _stop_waiting(self, stream: Stream) -> None:
-        self.waiting.pop(stream.stream_id, None)
-        stream.wait_until = None
-
-    def _take_off(self, stream: Stream) -> None:
-        self._stop_waiting(stream)
-        self._answered(stream)
-        circuit = stream.circuit
-        if circuit is not None:
-            stream.circuit = None
-            if circuit.state is not CircuitState.CLOSED:
-                circuit.slot.owner.remove_stream(circuit)
-
-    def _answered(self, stream: Stream) -> None:
-        if stream.is_unanswered:
-            stream.is_unanswered = False
-            self._unanswered -= 1
-        if stream.is_retry:
-            stream.is_retry = False
-            self._retries -= 1
-
-    def _forget(self, stream: Stream) -> None:
-        del self.streams[stream.stream_id]
-        self._take_off(stream)
-        if stream.owner is not None:
-            self._keys.remove_stream(stream.owner, now=self.now)
-            stream.owner = None
-
-    def _count_failure(self, stream: Stream) -> None:
-        if stream.circuit is not None:
-            stream.circuit.slot.failed_total += 1
-            self.failed_total += 1
-
 
 def _condemns(event: StreamEvent) -> bool:
     """Whether Tor closes the circuit soon because of this stream (tor-facts 0)."""
     reason = event.keywords.get("REASON")
     return reason == "TIMEOUT" or event.keywords.get("REMOTE_REASON") in _FATAL_TO_CIRCUIT
+
+
+def _is_policy(event: StreamEvent) -> bool:
+    """Whether the exit does not serve this port at all, which is nobody's fault."""
+    return event.keywords.get("REMOTE_REASON") == "EXITPOLICY"
+
+
+def _is_foreign(stream: Stream, circuit_id: CircuitId) -> bool:
+    """Whether somebody else put the stream on this circuit: it waited for us, or we chose another one."""
+    ours = stream.circuit if stream.is_unanswered else None
+    is_elsewhere = ours is not None and ours.circuit_id != circuit_id and circuit_id not in stream.tried
+    return stream.is_held and (stream.state is StreamState.WAITING or is_elsewhere)

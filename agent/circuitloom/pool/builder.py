@@ -41,6 +41,7 @@ class Builder:
         emit: Takes each action, in order.
 
     Attributes:
+        uniform: As given.
         by_id: Circuits of ours that Tor has given an id.
     """
 
@@ -48,7 +49,7 @@ class Builder:
         self, rebuild: Rebuild, *, uniform: Callable[[], float], emit: Callable[[Action], None]
     ) -> None:
         self.rebuild = rebuild
-        self._uniform = uniform
+        self.uniform = uniform
         self._emit = emit
         self.by_id: dict[CircuitId, Circuit] = {}
         self._builds: dict[int, Circuit] = {}
@@ -88,16 +89,17 @@ class Builder:
             del self._wanted[state]
             self._under_way += 1
             self._build_number += 1
+            slot = state.slot
             circuit = Circuit(state, self._build_number, now + BUILD_TIMEOUT_SECONDS)
             state.building = self._builds[self._build_number] = circuit
-            self._emit(BuildCircuit(self._build_number, state.slot.name, state.slot.path))
+            self._emit(BuildCircuit(self._build_number, slot.name, slot.path, slot.purpose))
 
     def back_off(self, state: SlotState, what: str, now: float) -> None:
         """Try again later; the wait doubles with each failure."""
         rebuild = self.rebuild
         # The exponent is bounded: 2 ** 1100 would not fit a float, and long before it the maximum holds.
         delay = min(rebuild.max_seconds, rebuild.initial_seconds * 2.0 ** min(state.failures, 32))
-        delay *= 1 + rebuild.jitter * (2 * self._uniform() - 1)
+        delay *= 1 + rebuild.jitter * (2 * self.uniform() - 1)
         state.failures += 1
         self.want_at(state, now + delay)
         self._emit(Announce(Severity.WARNING, f"{what}, trying again in {delay:.1f} s"))

@@ -1,10 +1,9 @@
-"""The circuits of one isolation key: kept, replaced, and offered to the chooser.
+"""The circuits of one isolation key: built, kept and replaced.
 
 Rules of this file:
 
 * A *slot* is a circuit as the policy names it; Tor's circuits come and go in it.
 * A circuit goes LAUNCHED -> BUILT -> DRAINING -> CLOSED, may skip states, and never goes back.
-* A circuit is in the chooser exactly while it may take a stream: BUILT, below its limit, in a tier in use.
 * Make before break: a circuit that no longer fits the policy serves until its successor is BUILT, and the
   circuits of slots that a reload removed serve until enough of the new ones are.
 * A slot that loses a working circuit builds at once; one whose circuits fail waits, longer each time.
@@ -15,26 +14,27 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 
-from circuitloom.balancing import CHOOSERS, Chooser
-from circuitloom.model import Action, Announce, CircuitEvent, CircuitId, CircuitStatus, Severity
+from circuitloom.model import Action, Announce, CircuitEvent, CircuitId, CircuitStatus, Purpose, Severity
 from circuitloom.policy.types import Policy, Role, Slot
 from circuitloom.pool.builder import Builder
 from circuitloom.pool.isolation import UNKNOWN_KEY, IsolationKey
 from circuitloom.pool.slots import Circuit, CircuitState, SlotState
+from circuitloom.pool.tiers import Tiers
 
 CONDEMNED_REST_SECONDS = 10.0
 """After a failed stream Tor closes a circuit at its next sweep, at most 30 s away, once it has no streams
 (tor-facts 0). Replacing it is worth a build, but not one for each stream of a burst to a dead destination."""
 
-_OUR_PURPOSES = frozenset({"GENERAL", "CONTROLLER"})
+_OUR_PURPOSES = frozenset(Purpose)
 
 
-class Circuits:
+class Circuits(Tiers):
     """Keeps one circuit BUILT in every slot and tells which one takes the next stream.
 
     Args:
         policy: What to keep.
         slots: The slots of the policy that this key gets.
+        drained: Names of slots that take no new streams now.
         builder: Asks Tor for circuits.
         emit: Takes each action, in order.
 
@@ -49,15 +49,17 @@ class Circuits:
         is_watched: Whether somebody will look at ``idle_since``.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - each by name, and none can be made from another
         self,
         policy: Policy,
         slots: Sequence[Slot],
         *,
         number: int,
+        drained: Collection[str],
         builder: Builder,
         emit: Callable[[Action], None],
     ) -> None:
+        super().__init__(policy, drained=drained, builder=builder)
         self.number = number
         self.key: IsolationKey | None = None
         self.is_cold = True
@@ -66,34 +68,11 @@ class Circuits:
         self.streams = 0
         self.idle_since = 0.0
         self.is_watched = False
-        self._builder = builder
         self._emit = emit
-        self._min_active = policy.failover.min_active
-        self._algorithm = policy.balance.algorithm
-        self._chooser: Chooser = CHOOSERS[self._algorithm]()
-        self.slots: dict[str, SlotState] = {slot.name: SlotState(slot, self) for slot in slots}
-        self._outgoing: dict[str, Circuit] = {}
-        self._members: dict[Circuit, None] = {}
-        self.active_built = 0
-        self.backup_built = 0
-        self._set_floor()
+        self.slots = {slot.name: SlotState(slot, self) for slot in slots}
+        self._slots_changed()
 
     # --- what the pool asks --------------------------------------------------------------------------------
-
-    @property
-    def backups_serve(self) -> bool:
-        """Whether too few active circuits are left, so that backup circuits take streams as well."""
-        return self.active_built < self._floor
-
-    @property
-    def is_ready(self) -> bool:
-        """Whether enough circuits are BUILT to begin with."""
-        return self.active_built + (self.backup_built if self.backups_serve else 0) >= self._floor
-
-    @property
-    def is_usable(self) -> bool:
-        """Whether at least one circuit that may serve is BUILT, full or not."""
-        return self.active_built > 0 or (self.backups_serve and self.backup_built > 0) or bool(self._outgoing)
 
     @property
     def draining(self) -> list[Circuit]:
@@ -104,11 +83,6 @@ class Circuits:
     def is_gone(self) -> bool:
         """Whether nothing is left of them in Tor."""
         return not self._members and not any(state.building for state in self.slots.values())
-
-    def choose(self, exclude: Collection[str]) -> Circuit | None:
-        """The circuit for the next stream, or None when there is none below its limit."""
-        circuit_id = self._chooser.choose(exclude)
-        return None if circuit_id is None else self._builder.by_id[CircuitId(circuit_id)]
 
     # --- streams come and go -------------------------------------------------------------------------------
 
@@ -124,19 +98,12 @@ class Circuits:
         if circuit.state is CircuitState.DRAINING and circuit.streams == 0:
             self._builder.close(circuit)
 
-    def _count_changed(self, circuit: Circuit) -> None:
-        is_full = circuit.streams >= circuit.slot.slot.max_streams
-        if circuit.is_candidate and not is_full:
-            self._chooser.count_streams(circuit.circuit_id or "", circuit.streams)
-        else:
-            self._offer(circuit)
-
     def mark(self, circuit: Circuit, key: IsolationKey) -> None:
         """A stream of this key is on the circuit: no stream of another key may follow, ever."""
         if circuit.key is None:
             circuit.key = key
-        elif key not in {circuit.key, UNKNOWN_KEY}:
-            # Tor, or another controller, put it there before our own was: two keys share the circuit now.
+        elif key != circuit.key:
+            # Tor, or another controller, put it there before our own was: two keys may share the circuit now.
             circuit.key = UNKNOWN_KEY
         if self.key is not None:
             self._expel(circuit)
@@ -159,14 +126,36 @@ class Circuits:
 
     # --- what happened -------------------------------------------------------------------------------------
 
-    def handle_connected(self, there: Mapping[CircuitId, CircuitEvent]) -> None:
+    def adopt(self, name: str, line: CircuitEvent, *, is_used: bool, now: float) -> None:
+        """Take a BUILT circuit over that another agent built for this slot; ``recounted`` has to follow."""
+        state = self.slots[name]
+        circuit = Circuit(state, 0, now, line.circuit_id, CircuitState.BUILT, line.path)
+        circuit.created = line.keywords.get("TIME_CREATED", "")
+        circuit.purpose = Purpose(line.keywords["PURPOSE"].lower())
+        circuit.built_at = now
+        circuit.key = self.key if is_used else None
+        state.circuit = self._builder.by_id[line.circuit_id] = circuit
+        self._members[circuit] = None
+
+    def rename(self, key: IsolationKey) -> None:
+        """The key that stood for this one until a stream came is known now."""
+        for circuit in self._members:
+            if circuit.key == self.key:
+                circuit.key = key
+        self.key = key
+
+    def handle_connected(self, there: Mapping[CircuitId, CircuitEvent], *, isolates: bool) -> None:
         """Keep the circuits that Tor still has, forget the others, and want what is missing.
 
         Ids start again at 1 after a restart of Tor (tor-facts 11), so a circuit is only believed to be ours
         when its creation time and path agree as well.
 
+        A general circuit that was never used may have been, by Tor, while we were away: where keys are kept
+        apart it is replaced.
+
         Args:
             there: The lines of circuit-status.
+            isolates: Whether keys are kept apart.
         """
         for circuit in list(self._members):
             event = there.get(circuit.circuit_id or CircuitId(""))
@@ -178,8 +167,13 @@ class Circuits:
             )
             if not is_same or circuit.state is CircuitState.LAUNCHED:
                 self._forget(circuit)
-            else:
-                circuit.streams = 0
+                continue
+            circuit.streams = 0
+            is_doubtful = isolates and circuit.key is None and circuit.purpose is Purpose.GENERAL
+            if is_doubtful and circuit.state is CircuitState.BUILT:
+                circuit.state = CircuitState.DRAINING
+                if circuit.slot.circuit is circuit:
+                    self._vacate(circuit.slot)
         for state in self.slots.values():
             state.failures = 0
             self._builder.want(state)
@@ -190,6 +184,7 @@ class Circuits:
             if circuit.streams == 0:
                 self._builder.close(circuit)
         self._restart_chooser()
+        self.is_cold = self.is_cold and not self.is_ready
 
     def enlist(self, circuit: Circuit) -> None:
         """Tor gave one of our circuits its id."""
@@ -202,6 +197,9 @@ class Circuits:
     def handle_event(self, circuit: Circuit, event: CircuitEvent, *, now: float) -> None:
         """Follow one of our circuits."""
         circuit.created = event.keywords.get("TIME_CREATED", circuit.created)
+        purpose = event.keywords.get("PURPOSE", "").lower()
+        if purpose in _OUR_PURPOSES:
+            circuit.purpose = Purpose(purpose)
         match event.status:
             case CircuitStatus.BUILT:
                 if circuit.state is CircuitState.LAUNCHED:
@@ -210,9 +208,8 @@ class Circuits:
             case CircuitStatus.FAILED | CircuitStatus.CLOSED:
                 self.lose(circuit, _reason(event), now=now)
             case CircuitStatus.PURPOSE_CHANGED:
-                purpose = event.keywords.get("PURPOSE", "")
                 if purpose not in _OUR_PURPOSES:
-                    self.lose(circuit, f"Tor uses it for {purpose}", now=now)
+                    self.lose(circuit, f"Tor uses it for {purpose.upper()}", now=now)
             case _:
                 pass
 
@@ -244,11 +241,26 @@ class Circuits:
             state.is_outdated = True
             self._builder.want_at(state, max(now, circuit.built_at + CONDEMNED_REST_SECONDS))
 
-    def renew(self) -> None:
-        """Replace every circuit, each when its successor is BUILT."""
-        for state in self.slots.values():
-            state.is_outdated = state.circuit is not None
+    def replace(self, circuit: Circuit) -> None:
+        """The circuit fails whatever goes over it: have another at once, and this one until then."""
+        state = circuit.slot
+        if circuit is state.circuit and state.building is None and self._is_kept(state):
+            self._say(f"circuit {circuit.label} fails for several destinations, building another")
+            circuit.failed_targets.clear()
+            state.is_outdated = True
             self._builder.want(state)
+
+    def renew(self, name: str | None = None) -> None:
+        """Replace every circuit, or the one of this name, each when its successor is BUILT."""
+        for state in self.slots.values():
+            if name is None or state.slot.name == name:
+                state.is_outdated = state.circuit is not None
+                self._builder.want(state)
+
+    def handle_drained(self) -> None:
+        """Other slots than before are drained now."""
+        self._set_floor()
+        self._restart_chooser()
 
     def retire(self) -> None:
         """No stream of this key comes any more: what runs finishes, nothing is built."""
@@ -265,13 +277,13 @@ class Circuits:
     def replace_policy(self, policy: Policy, slots: Sequence[Slot]) -> None:
         """Keep what both policies name, build what is new, drain what is gone."""
         self._min_active = policy.failover.min_active
-        self._algorithm = policy.balance.algorithm
+        self._policy = policy
         old = {name: circuit.slot for name, circuit in self._outgoing.items()} | self.slots
         self._outgoing = {}
         self.slots = {}
         for slot in slots:
             state = old.pop(slot.name, None) or SlotState(slot, self)
-            is_moved = state.slot.path != slot.path
+            is_moved = (state.slot.path, state.slot.purpose) != (slot.path, slot.purpose)
             state.slot = slot
             self.slots[slot.name] = state
             if is_moved:
@@ -286,7 +298,7 @@ class Circuits:
             self._builder.unwant(state)
             if state.circuit is not None:
                 self._outgoing[name] = state.circuit
-        self._set_floor()
+        self._slots_changed()
         self._restart_chooser()
         self._dismiss_outgoing()
         for state in self.slots.values():
@@ -315,7 +327,7 @@ class Circuits:
             assert state.owner is self
             assert state.circuit is None or state.circuit.state is CircuitState.BUILT
             assert state.building is None or state.building.state is CircuitState.LAUNCHED
-        built = [state.slot.role for state in self.slots.values() if state.circuit is not None]
+        built = [state.slot.role for state in self.slots.values() if state.circuit and self._counts(state)]
         assert self.active_built == built.count(Role.ACTIVE)
         assert self.backup_built == built.count(Role.BACKUP)
 
@@ -329,6 +341,10 @@ class Circuits:
         predecessor, state.circuit, state.is_outdated = state.circuit, circuit, False
         names = ", ".join(hop.nickname or hop.fingerprint[:8] for hop in circuit.path)
         self._say(f"circuit {circuit.label} built: {names}")
+        if predecessor is not None:
+            # Candidates are named by their slots: one leaves before the other joins.
+            predecessor.state = CircuitState.DRAINING
+            self._offer(predecessor)
         self._tiers_changed(state, +1)
         self._offer(circuit)
         if predecessor is not None:
@@ -364,10 +380,6 @@ class Circuits:
         if not self._is_kept(state):
             self._outgoing.pop(state.slot.name, None)
 
-    def _is_kept(self, state: SlotState) -> bool:
-        """Whether the policy of now names the slot."""
-        return self.slots.get(state.slot.name) is state
-
     def _dismiss_outgoing(self) -> None:
         """The circuits of the policy itself suffice: those of its predecessor take no more streams."""
         if self.is_ready:
@@ -377,57 +389,6 @@ class Circuits:
 
     def _say(self, message: str) -> None:
         self._emit(Announce(Severity.INFO, message))
-
-    # --- the chooser ---------------------------------------------------------------------------------------
-
-    def _set_floor(self) -> None:
-        """A key that gets fewer slots than the policy's floor has all of its own as floor."""
-        active = sum(1 for state in self.slots.values() if state.slot.role is Role.ACTIVE)
-        self._floor = min(self._min_active, active)
-
-    def _may_serve(self, circuit: Circuit) -> bool:
-        slot = circuit.slot.slot
-        return (
-            circuit.state is CircuitState.BUILT
-            and circuit.streams < slot.max_streams
-            and (slot.role is Role.ACTIVE or self.backups_serve or slot.name in self._outgoing)
-        )
-
-    def _offer(self, circuit: Circuit) -> None:
-        """Put the circuit into the chooser, or take it out, as it may serve."""
-        may_serve = self._may_serve(circuit)
-        if may_serve == circuit.is_candidate:
-            return
-        circuit.is_candidate = may_serve
-        circuit_id = circuit.circuit_id or ""
-        if may_serve:
-            self._chooser.add(circuit_id, weight=circuit.slot.slot.weight, streams=circuit.streams)
-        else:
-            self._chooser.remove(circuit_id)
-
-    def _tiers_changed(self, state: SlotState, change: int) -> None:
-        """Count a circuit in its tier; when the floor is crossed, backup circuits join or leave."""
-        if not self._is_kept(state):
-            return
-        backups_served = self.backups_serve
-        if state.slot.role is Role.ACTIVE:
-            self.active_built += change
-        else:
-            self.backup_built += change
-        if self.backups_serve != backups_served:
-            for other in self.slots.values():
-                if other.slot.role is Role.BACKUP and other.circuit is not None:
-                    self._offer(other.circuit)
-
-    def _restart_chooser(self) -> None:
-        """Start fair again, after weights, limits, tiers or the algorithm changed."""
-        self._chooser = CHOOSERS[self._algorithm]()
-        built = [state for state in self.slots.values() if state.circuit is not None]
-        self.active_built = sum(1 for state in built if state.slot.role is Role.ACTIVE)
-        self.backup_built = len(built) - self.active_built
-        for circuit in self._members:
-            circuit.is_candidate = False
-            self._offer(circuit)
 
 
 def _reason(event: CircuitEvent) -> str:

@@ -23,6 +23,8 @@ from circuitloom.model import (
     BuildAccepted,
     BuildRefused,
     CircuitEvent,
+    CircuitId,
+    CircuitOrdered,
     ConfChanged,
     Connected,
     DeadlinePassed,
@@ -30,23 +32,32 @@ from circuitloom.model import (
     Event,
     GiveBack,
     NetworkReady,
+    RecordedCircuit,
     Reserved,
     Severity,
     SignalReceived,
     StopRequested,
     StreamEvent,
+    StreamId,
     TakeOver,
     TakeOverRefused,
 )
-from circuitloom.policy.types import Policy, WhenExceeded, WhenNone
+from circuitloom.policy.types import Policy, WhenContended, WhenExceeded, WhenNone
 from circuitloom.pool.attacher import Attacher
 from circuitloom.pool.builder import Builder
+from circuitloom.pool.built import built_circuits
+from circuitloom.pool.contention import PAUSE_SECONDS, Contention
+from circuitloom.pool.decisions import Decisions, Explanation, candidates
 from circuitloom.pool.keys import Keys
+from circuitloom.pool.orders import carry_out
 from circuitloom.pool.slots import Circuit
 from circuitloom.pool.snapshot import PoolSnapshot, snapshot_circuits
 
 TAKE_OVER_RETRY_SECONDS = 10.0
 """Tor refuses SETCONF of this option only in a state that does not pass in a moment."""
+
+
+FOR_EVER = float("inf")
 
 
 class Attachment(StrEnum):
@@ -72,8 +83,12 @@ class Pool:
         self._actions: list[Action] = []
         self._builder = Builder(policy.failover.rebuild, uniform=uniform, emit=self._emit)
         self._keys = Keys(policy, builder=self._builder, emit=self._emit)
-        self._attacher = Attacher(policy, keys=self._keys, builder=self._builder, emit=self._emit)
+        self._attacher = Attacher(
+            policy, keys=self._keys, builder=self._builder, emit=self._emit, on_foreign=self._on_foreign
+        )
+        self._contention = Contention()
         self._on_stream = self._attacher.on_stream
+        self._decisions = Decisions()
         self._attachment = Attachment.DISCONNECTED
         self._since = now
         self._take_over_at: float | None = None
@@ -90,6 +105,7 @@ class Pool:
             TakeOverRefused: self._on_take_over_refused,
             Reserved: self._on_reserved,
             StopRequested: self._on_stop,
+            CircuitOrdered: self._on_ordered,
             DeadlinePassed: self._on_deadline,
         }
 
@@ -110,6 +126,8 @@ class Pool:
         self._attacher.now = now
         if isinstance(event, StreamEvent):
             self._on_stream[event.status](event)
+            if self._attacher.freed:
+                self._attacher.serve_queued()
             # A stream may have ended a key, whose room others wait for, or begun one: then there is something
             # to build.
             if self._keys.has_made_room:
@@ -119,7 +137,14 @@ class Pool:
         else:
             self._dispatch[type(event)](event, now)
             self._evaluate(now)
+        if actions:
+            self._decisions.remember(actions, now)
         return actions
+
+    @property
+    def policy(self) -> Policy:
+        """The policy in force, with the weights that the operator gave."""
+        return self._policy
 
     @property
     def is_in_charge(self) -> bool:
@@ -132,7 +157,9 @@ class Pool:
             self._builder.next_deadline(),
             self._keys.next_deadline(),
             self._attacher.next_deadline(),
-            self._take_over_at,
+            # Standing aside for good has no end to wait for.
+            None if self._take_over_at == FOR_EVER else self._take_over_at,
+            self._contention.verdict_at,
         )
         return min((deadline for deadline in deadlines if deadline is not None), default=None)
 
@@ -144,8 +171,37 @@ class Pool:
         self._attacher.replace_policy(policy)
         self._attacher.now = now
         self._keys.replace_policy(policy)
+        self._contention.begin_anew()
+        if self._take_over_at == FOR_EVER:
+            self._take_over_at = None
         self._evaluate(now)
+        self._decisions.remember(actions, now)
         return actions
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether we are connected and enough circuits are BUILT to take over."""
+        return self._attachment in {Attachment.RELEASED, Attachment.BALANCING} and self._keys.is_ready
+
+    def built(self) -> dict[str, Circuit]:
+        """The circuit that a round serves for each name; none without a connection."""
+        is_connected = self._attachment in {Attachment.RELEASED, Attachment.BALANCING}
+        return built_circuits(self._keys) if is_connected else {}
+
+    def replace_circuit(self, circuit_id: CircuitId, *, now: float) -> list[Action]:
+        """Replace a circuit, make before break; nothing happens if it is not ours any more."""
+        actions: list[Action] = []
+        self._actions = actions
+        circuit = self._builder.by_id.get(circuit_id)
+        if circuit is not None:
+            circuit.slot.owner.condemn(circuit, now=now)
+            self._evaluate(now)
+        return actions
+
+    def explain(self, stream_id: StreamId | None, *, now: float) -> Explanation:
+        """Why this stream, or each of the last ones, went where it went."""
+        stream = None if stream_id is None else self._attacher.streams.get(stream_id)
+        return Explanation(self._decisions.tell(stream_id, now=now), candidates(self._keys, stream))
 
     def snapshot(self, *, now: float) -> PoolSnapshot:
         """The state as values, for the status."""
@@ -160,7 +216,17 @@ class Pool:
             attached_total=self._attacher.attached_total,
             released_total=self._attacher.released_total,
             failed_total=self._attacher.failed_total,
+            notice=self._contention.notice,
         )
+
+    @property
+    def claims(self) -> int:
+        """Changes with every key that gets circuits: then ``records`` has to be written down at once."""
+        return self._keys.claims
+
+    def records(self) -> tuple[RecordedCircuit, ...]:
+        """What the next agent has to know to take the circuits over."""
+        return self._keys.records()
 
     def check_invariants(self) -> None:
         """Assert what must always hold; for tests.
@@ -177,7 +243,7 @@ class Pool:
             [state for circuits in self._keys.all for state in circuits.slots.values()]
         )
         assert self._attacher.is_in_charge == self.is_in_charge
-        waiting = self._attacher.waiting.values()
+        waiting = self._attacher.waiting
         if self._attachment in {Attachment.RELEASED, Attachment.STOPPING}:
             assert not waiting
         if self._attachment is Attachment.BALANCING:
@@ -186,11 +252,11 @@ class Pool:
                 if stream.wait_until is None:
                     assert self._policy.failover.when_none is WhenNone.HOLD
                     assert owner is not None
-                    assert not owner.is_usable
+                    assert not owner.is_usable_among(stream.among)
                 elif owner is None:
                     assert self._policy.balance.keys.when_exceeded is WhenExceeded.QUEUE
                 else:
-                    assert owner.is_cold
+                    assert owner.is_cold or (stream.is_queued and not owner.has_room(stream.among))
 
     def _emit(self, action: Action) -> None:
         self._actions.append(action)
@@ -219,6 +285,8 @@ class Pool:
     def _on_deadline(self, _event: DeadlinePassed, now: float) -> None:
         if self._take_over_at is not None and self._take_over_at <= now:
             self._take_over_at = None
+        if self._contention.is_foreign(now) and self.is_in_charge:
+            self._contend("another controller reset the option that makes streams wait for us", now)
         self._keys.handle_deadline(now=now)
         self._builder.handle_deadline(now=now)
         self._attacher.handle_deadline()
@@ -256,19 +324,43 @@ class Pool:
         self._emit(Announce(severity, f"giving stream attachment back to Tor: {why}"))
         self._attacher.release_waiting(why)
 
-    def _on_conf_changed(self, event: ConfChanged, _now: float) -> None:
-        if self.is_in_charge and event.values.get(LEAVE_UNATTACHED, "1") in {"0", None}:
-            # A SIGHUP to Tor re-reads torrc and so resets the option (tor-facts 4).
-            self._emit(TakeOver())
-            self._emit(
-                Announce(Severity.WARNING, "Tor reset the option: taking stream attachment over again")
-            )
+    def _on_conf_changed(self, event: ConfChanged, now: float) -> None:
+        if not self.is_in_charge or event.values.get(LEAVE_UNATTACHED, "1") not in {"0", None}:
+            return
+        if self._contention.reset(now):
+            self._stand_aside("another controller resets the option again and again", now, PAUSE_SECONDS)
+            return
+        # A SIGHUP to Tor re-reads torrc and so resets the option (tor-facts 4); no stream has to wait until
+        # we know whether it was that.
+        self._emit(TakeOver())
+        self._emit(Announce(Severity.WARNING, "Tor reset the option: taking stream attachment over again"))
+
+    def _on_foreign(self) -> None:
+        now = self._attacher.now
+        is_to_be_told = self._contention.attached(now)
+        if is_to_be_told or self._policy.failover.when_contended is WhenContended.STAND_ASIDE:
+            self._contend("another controller attaches streams that wait for us", now)
+
+    def _contend(self, what: str, now: float) -> None:
+        """Another controller is at work: say so, and leave Tor to it if that is the policy."""
+        if self._policy.failover.when_contended is WhenContended.STAND_ASIDE:
+            self._stand_aside(what, now, FOR_EVER)
+        else:
+            self._emit(Announce(Severity.WARNING, f"{what}: only one of us can, end the other one"))
+
+    def _stand_aside(self, what: str, now: float, seconds: float) -> None:
+        until = "until a reload" if seconds == FOR_EVER else f"for {seconds:g} s"
+        self._take_over_at = now + seconds
+        self._give_back(Attachment.RELEASED, f"{what}, standing aside {until}", now)
+        self._contention.begin_anew()
+        self._contention.notice = f"standing aside {until}: {what}"
 
     def _on_reserved(self, event: Reserved, _now: float) -> None:
         self._attacher.reserve(event)
 
     def _on_signal(self, event: SignalReceived, _now: float) -> None:
         if event.name == "RELOAD":
+            self._contention.reloaded()
             self._emit(Announce(Severity.INFO, "Tor re-read its configuration"))
         elif event.name == "NEWNYM":
             self._emit(Announce(Severity.INFO, "a new identity was asked for: renewing all circuits"))
@@ -279,6 +371,10 @@ class Pool:
             return
         self._take_over_at = now + TAKE_OVER_RETRY_SECONDS
         self._give_back(Attachment.RELEASED, f"Tor refused ({event.message})", now)
+
+    def _on_ordered(self, event: CircuitOrdered, _now: float) -> None:
+        self._policy = carry_out(event, self._policy, keys=self._keys, builder=self._builder, emit=self._emit)
+        self._attacher.replace_policy(self._policy)
 
     def _on_stop(self, _event: StopRequested, now: float) -> None:
         if self._attachment in {Attachment.RELEASED, Attachment.BALANCING}:
@@ -291,6 +387,7 @@ class Pool:
             self._enter(Attachment.DISCONNECTED, now)
         self._builder.handle_disconnected()
         self._take_over_at = None
+        self._contention.begin_anew()
 
     def _on_connected(self, event: Connected, now: float) -> None:
         """Rebuild everything from what Tor says; memory only serves to recognise circuits."""
@@ -298,8 +395,10 @@ class Pool:
             return
         self._attacher.reserve(event.reserved)
         self._attacher.clear()
+        there = {line.circuit_id: line for line in event.circuits}
+        self._keys.adopt(event.records, there, now=now)
         self._builder.handle_connected()
-        self._keys.handle_connected({line.circuit_id: line for line in event.circuits})
+        self._keys.handle_connected(there, secret=event.secret)
         for line in event.streams:
             self._attacher.adopt(line)
         self._keys.recounted(now=now)

@@ -10,6 +10,7 @@ A key holds SOCKS names, passwords and addresses: it is compared, and never show
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import NamedTuple
 
 from circuitloom.model import StreamEvent
@@ -49,19 +50,23 @@ def isolation_key(event: StreamEvent) -> IsolationKey | None:
     names = event.keywords.get("ISO_FIELDS")
     if names is None:
         return None
-    fields = tuple(sorted(name for name in names.split(",") if name))
-    return IsolationKey(fields, tuple(_value(event, field) for field in fields))
+    fields = _split(names)
+    return IsolationKey(fields, tuple([_value(event, field) for field in fields]))
+
+
+@lru_cache(maxsize=64)
+def _split(names: str) -> tuple[str, ...]:
+    """The fields in one order; a Tor has one set of them for each of its listeners."""
+    return tuple(sorted(name for name in names.split(",") if name))
 
 
 def _value(event: StreamEvent, field: str) -> str | None:
-    match field:
-        case "CLIENTADDR":
-            source = event.keywords.get("SOURCE_ADDR")
-            # A stream that comes over a Unix socket has no address; all of those are one client.
-            return None if source is None else source.rpartition(":")[0]
-        case "DESTADDR":
-            return event.target.rpartition(":")[0].lower()
-        case "DESTPORT":
-            return event.target.rpartition(":")[2]
-        case _:
-            return event.keywords.get(field)
+    if field == "CLIENTADDR":
+        source = event.keywords.get("SOURCE_ADDR")
+        # A stream that comes over a Unix socket has no address; all of those are one client.
+        return None if source is None else source.rpartition(":")[0]
+    if field == "DESTADDR":
+        return event.target.rpartition(":")[0].lower()
+    if field == "DESTPORT":
+        return event.target.rpartition(":")[2]
+    return event.keywords.get(field)

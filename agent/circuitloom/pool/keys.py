@@ -15,11 +15,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from heapq import heappop, heappush
 
-from circuitloom.model import Action, Announce, CircuitEvent, CircuitId, Severity
+from circuitloom.model import (
+    Action,
+    Announce,
+    CircuitEvent,
+    CircuitId,
+    CloseCircuit,
+    RecordedCircuit,
+    Severity,
+)
 from circuitloom.policy.types import Isolation, Policy, Role, Slot
 from circuitloom.pool.builder import Builder
 from circuitloom.pool.circuits import Circuits
 from circuitloom.pool.isolation import ONE_FOR_ALL, IsolationKey
+from circuitloom.pool.records import digest_of, fits, is_left, is_same, key_left, record
 
 
 class Keys:
@@ -32,6 +41,7 @@ class Keys:
 
     Attributes:
         has_made_room: Whether a key has ended since this was last set to False.
+        claims: How often a key got circuits, or used one first; with each, ``records`` has changed.
     """
 
     def __init__(self, policy: Policy, *, builder: Builder, emit: Callable[[Action], None]) -> None:
@@ -43,8 +53,11 @@ class Keys:
         self._retired: list[Circuits] = []
         self._numbers = 0
         self.has_made_room = False
+        self.claims = 0
+        self._secret: bytes | None = None
         self._is_crowded = False
         self._deadlines: list[tuple[float, int, Circuits]] = []
+        self._drained: set[str] = set()
         self._replenish()
 
     # --- what the pool asks --------------------------------------------------------------------------------
@@ -79,7 +92,7 @@ class Keys:
 
         They are claimed or begun if it has none; None when ``max_circuits`` leaves no room for them.
         """
-        circuits = self._by_key.get(key)
+        circuits = self._by_key.get(key) or self._find_left(key)
         if circuits is None:
             circuits = self._unclaimed or self._begin()
             self._unclaimed = None
@@ -88,6 +101,20 @@ class Keys:
             else:
                 circuits.claim(key)
                 self._by_key[key] = circuits
+                self.claims += 1
+        return circuits
+
+    def records(self) -> tuple[RecordedCircuit, ...]:
+        """What the next agent has to know to take the circuits over."""
+        return tuple(line for circuits in self for line in record(circuits, self._secret))
+
+    def _find_left(self, key: IsolationKey) -> Circuits | None:
+        """The circuits that another agent left for this key, if any; they are the key's from now on."""
+        digest = digest_of(key, self._secret)
+        circuits = None if digest is None else self._by_key.pop(key_left(digest), None)
+        if circuits is not None:
+            circuits.rename(key)
+            self._by_key[key] = circuits
         return circuits
 
     # --- streams come and go -------------------------------------------------------------------------------
@@ -108,11 +135,78 @@ class Keys:
 
     # --- what happened -------------------------------------------------------------------------------------
 
-    def handle_connected(self, there: Mapping[CircuitId, CircuitEvent]) -> None:
-        """Compare all circuits with what Tor says there is."""
+    def adopt(
+        self,
+        records: Sequence[RecordedCircuit],
+        there: Mapping[CircuitId, CircuitEvent],
+        *,
+        now: float,
+    ) -> None:
+        """Take over what another agent left, and have Tor close what nobody needs; before anything is built.
+
+        Args:
+            records: What it wrote down.
+            there: The lines of circuit-status.
+            now: The time (seconds of the pool's clock).
+        """
+        isolates = self._policy.balance.isolation is Isolation.TOR
+        for line in records:
+            event = there.get(line.circuit_id)
+            if event is None or not is_same(line, event):
+                continue
+            group = self._group_for(line)
+            slot = None if group is None else group.slots.get(line.name)
+            if (
+                slot is None
+                or slot.circuit is not None
+                or not fits(line, event, slot.slot, isolates=isolates)
+            ):
+                self._emit(CloseCircuit(line.circuit_id))
+            else:
+                slot.owner.adopt(line.name, event, is_used=line.is_used, now=now)
+        for circuits in list(self._by_key.values()):
+            if not any(state.circuit for state in circuits.slots.values()):
+                self._retire(circuits)
+
+    def _group_for(self, line: RecordedCircuit) -> Circuits | None:
+        """The circuits of the key that a record is of, begun if need be; None if they have no place here."""
+        isolates = self._policy.balance.isolation is Isolation.TOR
+        if line.key is None:
+            return self._unclaimed
+        key = key_left(line.key)
+        if (key == ONE_FOR_ALL) == isolates:
+            return None
+        circuits = self._by_key.get(key)
+        if circuits is None:
+            if self._unclaimed is not None:
+                # What was made ready for the first key has not even been asked for yet.
+                self._unclaimed.retire()
+                self._unclaimed = None
+            next_number, self._numbers = self._numbers, line.number
+            circuits = self._begin()
+            self._numbers = max(next_number, line.number + 1)
+            if circuits is not None:
+                circuits.claim(key)
+                self._by_key[key] = circuits
+        return circuits
+
+    def handle_connected(self, there: Mapping[CircuitId, CircuitEvent], *, secret: bytes | None) -> None:
+        """Compare all circuits with what Tor says there is.
+
+        Args:
+            there: The lines of circuit-status.
+            secret: Tor's cookie, or None.
+        """
+        is_another_tor = self._secret not in {None, secret}
+        self._secret = secret
+        isolates = self._policy.balance.isolation is Isolation.TOR
         for circuits in self.all:
             circuits.streams = 0
-            circuits.handle_connected(there)
+            circuits.handle_connected(there, isolates=isolates)
+        if is_another_tor:
+            # What was left under the old secret nobody can recognise any more.
+            for circuits in [self._by_key[key] for key in self._by_key if is_left(key)]:
+                self._retire(circuits)
 
     def recounted(self, *, now: float) -> None:
         """All streams were counted anew."""
@@ -133,6 +227,18 @@ class Keys:
             if circuits.streams == 0:
                 self._retire(circuits)
         self._replenish()
+
+    def drain(self, name: str) -> None:
+        """Circuits of this name take no new streams, of any key."""
+        self._drained.add(name)
+        for circuits in self:
+            circuits.handle_drained()
+
+    def undrain(self, name: str) -> None:
+        """Circuits of this name take streams again."""
+        self._drained.discard(name)
+        for circuits in self:
+            circuits.handle_drained()
 
     def handle_deadline(self, *, now: float) -> None:
         """End the circuits of keys that have had no stream for long."""
@@ -186,7 +292,14 @@ class Keys:
         in_use = sum(len(circuits.slots) for circuits in self)
         if in_use and in_use + len(slots) > self._policy.balance.keys.max_circuits:
             return None
-        circuits = Circuits(self._policy, slots, number=self._numbers, builder=self._builder, emit=self._emit)
+        circuits = Circuits(
+            self._policy,
+            slots,
+            number=self._numbers,
+            drained=self._drained,
+            builder=self._builder,
+            emit=self._emit,
+        )
         self._numbers += 1
         for state in circuits.slots.values():
             self._builder.want(state)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from circuitloom.model import CircuitId, Hop
+from circuitloom.balancing import ConnectTime
+from circuitloom.model import CircuitId, Hop, Purpose
 from circuitloom.policy.types import Slot
 from circuitloom.pool.isolation import IsolationKey
 
@@ -39,6 +40,9 @@ class Circuit:
         streams: How many streams are on it, whoever attached them.
         is_candidate: Whether it is in the chooser.
         key: The key of the first stream on it, whoever attached that; None before.
+        connect_time: How long it takes to connect a stream.
+        purpose: What Tor says that it is.
+        failed_targets: Destinations that failed on it since one was connected; kept by ``Blame``.
     """
 
     slot: SlotState
@@ -52,6 +56,9 @@ class Circuit:
     streams: int = 0
     is_candidate: bool = False
     key: IsolationKey | None = None
+    connect_time: ConnectTime = field(default_factory=ConnectTime)
+    purpose: Purpose = Purpose.GENERAL
+    failed_targets: set[str] = field(default_factory=set, repr=False)
 
     @property
     def label(self) -> str:

@@ -18,7 +18,7 @@ class CircuitSnapshot:
         role: ``active`` or ``backup``.
         weight: As the policy says.
         max_streams: As the policy says.
-        state: ``built``, ``building``, ``backoff``, ``draining`` or ``idle``.
+        state: ``built``, ``building``, ``backoff``, ``drained``, ``draining`` or ``idle``.
         circuit_id: Tor's id, once there is one.
         path: Nicknames (or fingerprints) of its relays, first hop first.
         streams: Streams on it now.
@@ -48,7 +48,7 @@ class CircuitSnapshot:
 
 @dataclass(frozen=True, slots=True)
 class PoolSnapshot:
-    """The whole pool; times are seconds."""
+    """The whole pool; times are seconds, ``notice`` tells of another controller."""
 
     state: str
     since_seconds: float
@@ -60,6 +60,7 @@ class PoolSnapshot:
     attached_total: int
     released_total: int
     failed_total: int
+    notice: str = ""
 
 
 def snapshot_circuits(keys: Keys, *, now: float) -> tuple[CircuitSnapshot, ...]:
@@ -85,7 +86,7 @@ def _snapshot_key(circuits: Circuits, now: float) -> list[CircuitSnapshot]:
     attached = sum(state.attached_total for state in states)
     weights: dict[str, int] = {}
     for state in states:
-        weights[state.slot.role] = weights.get(state.slot.role, 0) + state.slot.weight
+        weights[state.slot.role] = weights.get(state.slot.role, 0) + _weight(state)
     return [
         _snapshot(
             state,
@@ -93,7 +94,7 @@ def _snapshot_key(circuits: Circuits, now: float) -> list[CircuitSnapshot]:
             _word(state),
             (
                 state.attached_total / attached if attached else 0.0,
-                state.slot.weight / weights[state.slot.role],
+                _weight(state) / (weights[state.slot.role] or 1),
             ),
             now=now,
         )
@@ -101,9 +102,14 @@ def _snapshot_key(circuits: Circuits, now: float) -> list[CircuitSnapshot]:
     ]
 
 
+def _weight(state: SlotState) -> int:
+    """What counts of its weight: nothing while it is drained."""
+    return 0 if state.slot.name in state.owner.drained else state.slot.weight
+
+
 def _word(state: SlotState) -> str:
     if state.circuit is not None:
-        return "built"
+        return "drained" if state.slot.name in state.owner.drained else "built"
     if state.building is not None:
         return "building"
     return "idle" if state.retry_at is None else "backoff"

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from ipaddress import ip_address, ip_network
 from typing import TYPE_CHECKING
 
 from circuitloom.model import Reserved, StreamEvent, StreamId
+from circuitloom.policy.types import Rule
 from circuitloom.pool.isolation import IsolationKey
 from circuitloom.pool.slots import Circuit
 
@@ -38,9 +39,16 @@ class Stream:
     Attributes:
         stream_id: Tor's id.
         state: Where it is.
+        target: ``host:port`` as its client asked for it; empty when we did not hear of it.
+        is_held: Whether Tor told that it waits for a controller.
+        is_resolve: Whether it asks for a name or address (or may, for all we know), not for a connection.
         is_tors: Whether only Tor itself can serve it (an onion service, or an address that Tor rewrites).
         key: What isolates it; None: Tor did not say.
         owner: The circuits of its key, once it needed them.
+        rule: The policy's rule for it, if any.
+        is_queued: Whether it waits for room on a circuit.
+        sticky: What it sticks by, if the policy asks for that.
+        attached_at: When we attached it last (seconds of the pool's clock).
         circuit: The circuit of ours that it is on, whoever attached it.
         tried: Ids of the circuits that could not connect it.
         failures: How many of them Tor detached it from.
@@ -51,15 +59,27 @@ class Stream:
 
     stream_id: StreamId
     state: StreamState = StreamState.NEW
+    target: str = field(default="", repr=False)
+    is_held: bool = False
+    is_resolve: bool = False
     is_tors: bool = False
     key: IsolationKey | None = None
     owner: Circuits | None = None
+    rule: Rule | None = field(default=None, repr=False)
+    is_queued: bool = False
+    sticky: str | None = field(default=None, repr=False)
+    attached_at: float = 0.0
     circuit: Circuit | None = None
     tried: tuple[str, ...] = ()
     failures: int = 0
     wait_until: float | None = None
     is_unanswered: bool = False
     is_retry: bool = False
+
+    @property
+    def among(self) -> frozenset[str] | None:
+        """Names of the only circuits that may take it; None: all."""
+        return self.rule.circuits if self.rule else None
 
 
 def is_directory(event: StreamEvent) -> bool:

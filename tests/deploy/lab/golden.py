@@ -1,28 +1,22 @@
 """The golden roots: one Debian root file system per release, the lower layer of every host.
 
 They live in a cache directory (`$XDG_CACHE_HOME/circuitloom/roots`, `~/.cache/...` without it), keyed by
-the release and a hash of the script that builds them; building one takes one to two minutes.
+the release and a hash of the script that builds them; building one takes about a minute.
 """
 
 from __future__ import annotations
 
 import fcntl
 import hashlib
-import os
 import shutil
 from pathlib import Path
 
+from deploy.lab.lab import Lab, cache_directory
 from deploy.lab.shell import LabError, run
 
 SCRIPT = Path(__file__).with_name("golden-root.sh")
 RELEASES = ("bookworm", "trixie")
-BUILD_SECONDS = 900.0  # two minutes on a quiet machine; a slow mirror is no fault of the tests
-
-
-def cache_directory() -> Path:
-    """Return the directory under which everything that outlives a test run is kept."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "circuitloom"
+BUILD_SECONDS = 480.0  # one minute on a quiet machine; a slow mirror is no fault of the tests
 
 
 def _mirrors() -> tuple[str, str]:
@@ -44,8 +38,10 @@ def _mirrors() -> tuple[str, str]:
     return found["Debian"], found.get("Debian-Security", "")
 
 
-def golden_root(release: str) -> Path:
+def golden_root(release: str, lab: Lab) -> Path:
     """Return the root of `release`, building it first when the cache has none of this script.
+
+    It is built in the lab's directory and control group, so that an interrupted build goes with the lab.
 
     Raises:
         LabError: It could not be built.
@@ -62,22 +58,12 @@ def golden_root(release: str) -> Path:
         mounts = Path("/proc/self/mounts").read_text()
         for stale in roots.glob(f"{release}-*"):
             if str(stale) not in mounts:  # else another checkout's hosts run on it at this moment
-                _discard(stale)
+                shutil.rmtree(stale, ignore_errors=True)
         mirror, security = _mirrors()
-        building = roots / f"{release}-building"
-        try:
-            run(["nice", SCRIPT, release, building, mirror, security], timeout=BUILD_SECONDS)
-        except LabError:
-            _discard(building)
-            raise
+        building = lab.directory / f"building-{release}"
+        build = lab.inside(
+            f"building-{release}", [SCRIPT, release, building, mirror, security], network=False
+        )
+        run(build, timeout=BUILD_SECONDS)
         building.rename(root)
     return root
-
-
-def _discard(root: Path) -> None:
-    """Remove a half-built root; debootstrap may have left mounts in it."""
-    for line in reversed(Path("/proc/self/mounts").read_text().splitlines()):
-        target = line.split()[1]
-        if target.startswith(f"{root}/"):
-            run(["umount", "--lazy", target], timeout=30, check=False)
-    shutil.rmtree(root, ignore_errors=True)

@@ -3,9 +3,12 @@
 Runs on the hosts with Debian's own Python and nothing else: one file, standard library only. Commands:
 
     spread TARGET N      open N streams at once, count them per circuit as Tor reports them, close them
+    load TARGET SECONDS USERS
+                         open streams one after the other, for as many SOCKS users, and count them
     hold TARGET FILE     keep one stream open until FILE.stop exists; every 0.1 s an echo, told in FILE
     until TARGET SECONDS try new streams until one works: how long until streams work again
     option               __LeaveStreamsUnattached by Tor's word, and how many streams wait
+    connected TARGET     stream id -> circuit id, of every stream to it that is connected
     circuits             the circuits that Tor has BUILT, by id
     tree                 every file of the host that is not state: path -> kind, mode, owner, content
 
@@ -69,13 +72,13 @@ class Control:
             data = line[3:4] == "+"
             lines.append(line[4:])
 
-    def streams(self) -> list[tuple[str, str, str]]:
-        """Return (status, circuit id, target) of every stream Tor has."""
+    def streams(self) -> list[tuple[str, str, str, str]]:
+        """Return (id, status, circuit id, target) of every stream Tor has."""
         found = []
         for line in self.ask("GETINFO stream-status"):
             words = line.removeprefix("stream-status=").split()
             if len(words) >= 4:
-                found.append((words[1], words[2], words[3]))
+                found.append((words[0], words[1], words[2], words[3]))
         return found
 
     def circuits(self) -> list[str]:
@@ -84,22 +87,29 @@ class Control:
         return [line.partition(" ")[0] for line in lines if " BUILT " in line]
 
 
-def stream(target: str) -> socket.socket:
+def stream(target: str, user: str = "") -> socket.socket:
     """Open one SOCKS5 stream to HOST:PORT and prove that it echoes; raises OSError when it does not."""
     host, _, port = target.rpartition(":")
-    link = begin(host, int(port))
+    link = begin(host, int(port), user)
     finish(link)
     return link
 
 
-def begin(host: str, port: int) -> socket.socket:
-    """Send a SOCKS5 request without waiting for its reply."""
-    link = socket.socket(socket.AF_UNIX)
+def begin(host: str, port: int, user: str = "") -> socket.socket:
+    """Send a SOCKS5 request without waiting for its reply; `user` also serves as the password."""
+    where, _, number = SOCKS.partition(":")
+    link = socket.socket(socket.AF_INET if number else socket.AF_UNIX)
     link.settimeout(STREAM_SECONDS)
-    link.connect(SOCKS)
-    link.sendall(b"\x05\x01\x00")
-    if receive(link, 2) != b"\x05\x00":
+    link.connect((where, int(number)) if number else SOCKS)
+    method = b"\x02" if user else b"\x00"
+    link.sendall(b"\x05\x01" + method)
+    if receive(link, 2) != b"\x05" + method:
         raise OSError("SOCKS refused")
+    if user:
+        word = len(user).to_bytes(1, "big") + user.encode()
+        link.sendall(b"\x01" + word + word)
+        if receive(link, 2) != b"\x01\x00":
+            raise OSError("SOCKS refused the user")
     link.sendall(b"\x05\x01\x00\x01" + socket.inet_aton(host) + port.to_bytes(2, "big"))
     return link
 
@@ -133,41 +143,55 @@ def receive(link: socket.socket, count: int) -> bytes:
     return got
 
 
-def on_circuits(target: str) -> dict[str, int]:
-    """Return circuit id -> how many streams to `target` Tor has on it."""
-    counts: dict[str, int] = {}
-    for status, circuit, where in Control().streams():
-        if status == "SUCCEEDED" and where == target:
-            counts[circuit] = counts.get(circuit, 0) + 1
-    return counts
+def connected(target: str) -> dict[str, Any]:
+    """Return stream id -> circuit id of the streams to `target` that Tor has connected."""
+    return {
+        identity: circuit
+        for identity, status, circuit, where in Control().streams()
+        if status == "SUCCEEDED" and where == target
+    }
 
 
 def spread(target: str, count: str) -> dict[str, Any]:
     host, _, port = target.rpartition(":")
     failures = []
     # Whatever a test holds open besides is not counted.
-    before = on_circuits(target)
+    before = connected(target)
     links = [begin(host, int(port)) for _ in range(int(count))]
     for link in links:
         try:
             finish(link)
         except OSError as error:
             failures.append(str(error))
-    after = on_circuits(target)
+    after = connected(target)
     for link in links:
         link.close()
-    per_circuit = {circuit: number - before.get(circuit, 0) for circuit, number in after.items()}
-    per_circuit = {circuit: number for circuit, number in per_circuit.items() if number > 0}
+    per_circuit: dict[str, int] = {}
+    for circuit in (after[identity] for identity in after.keys() - before.keys()):
+        per_circuit[circuit] = per_circuit.get(circuit, 0) + 1
     return {"opened": int(count) - len(failures), "failures": failures, "per_circuit": per_circuit}
 
 
+def load(target: str, seconds: str, users: str) -> dict[str, Any]:
+    ends, opened, failures = time.monotonic() + float(seconds), 0, []
+    while time.monotonic() < ends:
+        try:
+            stream(target, f"user{opened % int(users)}").close()
+        except OSError as error:
+            failures.append(str(error) or type(error).__name__)
+        opened += 1
+    return {"opened": opened, "failures": failures}
+
+
 def hold(target: str, file: str) -> dict[str, Any]:
+    before = connected(target)
     link = stream(target)
+    (identity,) = connected(target).keys() - before.keys()
     echoes, fault = 0, ""
 
     def tell() -> None:
         # Renamed into place, so that a reader never sees half of it.
-        Path(f"{file}.new").write_text(json.dumps({"echoes": echoes, "fault": fault}))
+        Path(f"{file}.new").write_text(json.dumps({"stream": identity, "echoes": echoes, "fault": fault}))
         Path(f"{file}.new").rename(file)
 
     while not Path(f"{file}.stop").exists():
@@ -203,7 +227,7 @@ def option() -> dict[str, Any]:
     control = Control()
     value = control.ask("GETCONF __LeaveStreamsUnattached")[0].partition("=")[2]
     waiting = sum(
-        status in {"NEW", "NEWRESOLVE"} and circuit == "0" for status, circuit, _ in control.streams()
+        status in {"NEW", "NEWRESOLVE"} and circuit == "0" for _, status, circuit, _ in control.streams()
     )
     return {"value": value, "waiting": waiting}
 
@@ -230,9 +254,11 @@ def tree() -> dict[str, Any]:
 if __name__ == "__main__":
     commands: dict[str, Callable[..., dict[str, Any]]] = {
         "spread": spread,
+        "load": load,
         "hold": hold,
         "until": until,
         "option": option,
+        "connected": connected,
         "circuits": circuits,
         "tree": tree,
     }

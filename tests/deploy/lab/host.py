@@ -58,7 +58,7 @@ class Host:
 
     def create(self) -> None:
         """Mount the overlay; the host is not booted yet, so `root` can still be prepared."""
-        golden = golden_root(self.release)
+        golden = golden_root(self.release, self.lab)
         for part in ("upper", "work", "root"):
             (self.directory / part).mkdir(parents=True)
         layers = f"lowerdir={golden},upperdir={self.directory}/upper,workdir={self.directory}/work"
@@ -128,9 +128,20 @@ class Host:
         """Run a shell command on the host and return what it printed."""
         return self.ssh(command, timeout=timeout, check=check, stdin=stdin).stdout
 
-    def guest(self, *words: str, timeout: float = 120.0) -> dict[str, Any]:
-        """Run the stream script on the host (see `guest.py`) and return the object it prints."""
-        command = "python3 - " + shlex.join(words)
+    def guest(
+        self, *words: str, timeout: float = 120.0, control: str = "", socks: str = ""
+    ) -> dict[str, Any]:
+        """Run the stream script on the host (see `guest.py`) and return the object it prints.
+
+        Args:
+            words: Its command and the arguments of that.
+            timeout: Seconds it may take.
+            control: Another Tor's control socket, beside its cookie; empty for that of the default service.
+            socks: Another Tor's HOST:PORT or socket.
+        """
+        other = [f"GUEST_CONTROL={control}", f"GUEST_COOKIE={control}.authcookie"] if control else []
+        other += [f"GUEST_SOCKS={socks}"] if socks else []
+        command = shlex.join(["env", *other, "python3", "-", *words])
         printed = self.run(command, timeout=timeout, stdin=GUEST.read_text())
         answer: dict[str, Any] = json.loads(printed.splitlines()[-1])
         return answer

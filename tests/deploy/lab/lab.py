@@ -19,7 +19,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from deploy.lab.golden import cache_directory
 from deploy.lab.shell import LabError, run
 
 # One subnet inside the lab's own namespaces; it exists nowhere else on the machine.
@@ -30,6 +29,12 @@ ECHO_ADDRESS = (
 )
 KILL_SECONDS = 10.0  # from SIGKILL to an empty control group; milliseconds in practice
 NSPAWN_STATE = Path("/run/systemd/nspawn")
+
+
+def cache_directory() -> Path:
+    """Return the directory under which everything that outlives a test run is kept."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "circuitloom"
 
 
 def _hierarchies() -> list[Path]:
@@ -196,4 +201,4 @@ def leftovers(name: str, directory: Path) -> list[str]:
     return found + ([str(directory)] if directory.exists() else [])
 
 
-__all__ = ["ADDRESSES", "ECHO_ADDRESS", "SUBNET", "Lab", "LabError", "leftovers", "remove"]
+__all__ = ["ADDRESSES", "ECHO_ADDRESS", "SUBNET", "Lab", "LabError", "cache_directory", "leftovers", "remove"]

@@ -63,8 +63,8 @@ def play(
         playbook: The file.
         hosts: The group `tor_clients` of the inventory.
         options: More words for ansible-playbook (`--check`, `--diff`, `--tags`, ...).
-        variables: Extra variables.
-        host_variables: Host name -> variables of that host.
+        variables: Variables of the group.
+        host_variables: Host name -> variables of that host, which outrank those of the group.
     """
     folder = lab.directory / "ansible"
     folder.mkdir(exist_ok=True)
@@ -79,6 +79,7 @@ def play(
                 for host in hosts
             },
             "vars": {
+                **(variables or {}),
                 "ansible_user": "root",
                 "ansible_ssh_private_key_file": str(lab.directory / "key"),
                 "ansible_ssh_common_args": f"-F none -o UserKnownHostsFile={lab.directory / 'known_hosts'}"
@@ -88,7 +89,6 @@ def play(
     }
     # JSON is YAML: no dumper needed.
     (folder / "inventory.yml").write_text(json.dumps(inventory, indent=1))
-    (folder / "variables.json").write_text(json.dumps(dict(variables or {})))
     (folder / "ansible.cfg").write_text("[defaults]\n")
     environment = {
         **os.environ,
@@ -99,6 +99,7 @@ def play(
         "ANSIBLE_SSH_CONTROL_PATH_DIR": str(lab.directory),
         "ANSIBLE_SSH_CONTROL_PATH": "%(directory)s/a-%%h",
         "ANSIBLE_PIPELINING": "1",
+        "ANSIBLE_SSH_TRANSFER_METHOD": "piped",
         "ANSIBLE_NOCOLOR": "1",
         "ANSIBLE_DEPRECATION_WARNINGS": "1",
         "ANSIBLE_RETRY_FILES_ENABLED": "0",
@@ -110,7 +111,8 @@ def play(
             "ctl",
             [
                 *("ansible-playbook", "-i", str(folder / "inventory.yml")),
-                *("-e", f"@{folder / 'variables.json'}", *options, str(playbook)),
+                *options,
+                str(playbook),
             ],
         ),
         timeout=PLAY_SECONDS,

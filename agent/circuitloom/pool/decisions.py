@@ -1,0 +1,149 @@
+"""Why a stream went where it went: a bounded memory of decisions, and what each circuit is good for now.
+
+Rules of this file:
+
+* A decision is remembered as the action that carried it out; remembering costs an append.
+* What stood against each circuit is told as it is now, when somebody asks: a copy of every circuit with every
+  stream would cost more than the stream.
+* It holds ids, names of the policy and words of ours: no destination, no SOCKS name.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from circuitloom.model import Action, AttachStream, CloseStream, ReleaseStream
+from circuitloom.policy.types import Role
+from circuitloom.pool.circuits import Circuits
+from circuitloom.pool.slots import SlotState
+from circuitloom.pool.streams import Stream
+
+MAX_DECISIONS = 1000
+"""Half a megabyte at most; a minute of a busy client."""
+
+Decided = AttachStream | ReleaseStream | CloseStream
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What was decided on a stream.
+
+    Attributes:
+        stream_id: Tor's id.
+        seconds_ago: When.
+        did: ``attach``, ``release`` (Tor chooses) or ``close``.
+        circuit: The policy's name of the circuit, of an attachment.
+        circuit_id: Tor's id of it.
+        why: In words, unless it was attached in its turn.
+    """
+
+    stream_id: str
+    seconds_ago: float
+    did: str
+    circuit: str | None
+    circuit_id: str | None
+    why: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A circuit, and whether it would take a stream now.
+
+    Attributes:
+        name: The policy's name.
+        key: The number of the isolation key that it is for.
+        circuit_id: Tor's id, once there is one.
+        streams: On it now.
+        max_streams: As the policy says.
+        takes_streams: Whether it is chosen from.
+        why: What stands against it, or that nothing does.
+    """
+
+    name: str
+    key: int
+    circuit_id: str | None
+    streams: int
+    max_streams: int
+    takes_streams: bool
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """Decisions, newest last, and the circuits as they are now."""
+
+    decisions: tuple[Decision, ...]
+    candidates: tuple[Candidate, ...]
+
+
+class Decisions:
+    """The last decisions."""
+
+    def __init__(self) -> None:
+        self._ring: deque[tuple[float, Decided]] = deque(maxlen=MAX_DECISIONS)
+
+    def remember(self, actions: Iterable[Action], now: float) -> None:
+        """Keep those of the actions that decide on a stream."""
+        for action in actions:
+            if isinstance(action, (AttachStream, ReleaseStream, CloseStream)):
+                self._ring.append((now, action))
+
+    def tell(self, stream_id: str | None, *, now: float) -> tuple[Decision, ...]:
+        """The decisions on this stream, or on all, newest last."""
+        return tuple(
+            _decision(action, now - at)
+            for at, action in self._ring
+            if stream_id is None or action.stream_id == stream_id
+        )
+
+
+def candidates(keys: Iterable[Circuits], stream: Stream | None) -> tuple[Candidate, ...]:
+    """What each circuit is good for now.
+
+    Args:
+        keys: The circuits of each key.
+        stream: For this stream, if it is there yet: only circuits of its key, and not those it has tried.
+    """
+    return tuple(
+        _candidate(state, circuits, stream)
+        for circuits in keys
+        if stream is None or stream.owner in {None, circuits}
+        for state in circuits.slots.values()
+    )
+
+
+def _decision(action: Decided, seconds_ago: float) -> Decision:
+    if isinstance(action, AttachStream):
+        return Decision(action.stream_id, seconds_ago, "attach", action.name, action.circuit_id, None)
+    did = "release" if isinstance(action, ReleaseStream) else "close"
+    return Decision(action.stream_id, seconds_ago, did, None, None, action.why)
+
+
+def _candidate(state: SlotState, circuits: Circuits, stream: Stream | None) -> Candidate:
+    circuit = state.circuit
+    circuit_id = circuit.circuit_id if circuit is not None else None
+    is_tried = stream is not None and circuit_id in stream.tried
+    takes_streams = circuit is not None and circuit.is_candidate and not is_tried
+    return Candidate(
+        name=state.slot.name,
+        key=circuits.number,
+        circuit_id=circuit_id,
+        streams=circuit.streams if circuit is not None else 0,
+        max_streams=state.slot.max_streams,
+        takes_streams=takes_streams,
+        why="could not connect this stream" if is_tried else _why(state, circuits),
+    )
+
+
+def _why(state: SlotState, circuits: Circuits) -> str:
+    if state.circuit is None:
+        return "is being built" if state.retry_at is None else "waits to be built again"
+    if state.circuit.is_candidate:
+        return "takes streams in its turn"
+    if state.slot.name in circuits.drained:
+        return "drained by the operator"
+    if state.slot.role is Role.BACKUP and not circuits.backups_serve:
+        return "backup, and enough active circuits are there"
+    return "full"

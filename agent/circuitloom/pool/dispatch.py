@@ -1,0 +1,235 @@
+"""What becomes of a stream that waits for us.
+
+Rules of this file:
+
+* A stream that resolves a name never goes to a circuit of purpose controller: that aborts Tor (tor-facts 0).
+* A stream goes to circuits of its own key only, and to none when its key is not known.
+* Whoever waits here waits for something that is on its way, and not for longer than the policy says, or under
+  ``when_none: hold``; everybody else is Tor's, or closed, at once.
+* One that is on its way is attached again only where moving it cannot lose what the application has sent
+  early: on a circuit of purpose controller (tor-facts 0).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from circuitloom.model import TOR_CHOOSES, Action, Purpose
+from circuitloom.policy.types import (
+    ColdStart,
+    Overflow,
+    Policy,
+    RuleAction,
+    WhenExceeded,
+    WhenExhausted,
+    WhenFull,
+    WhenNone,
+)
+from circuitloom.pool.blame import Blame
+from circuitloom.pool.builder import Builder
+from circuitloom.pool.circuits import Circuits
+from circuitloom.pool.keys import Keys
+from circuitloom.pool.slots import Circuit
+from circuitloom.pool.streams import Stream
+from circuitloom.pool.table import StreamTable
+
+_NO_RESOLVE = "only Tor's own circuits resolve names under purpose controller"
+
+
+class Dispatcher(StreamTable):
+    """A table of streams that serves those that wait.
+
+    Args:
+        policy: What to do.
+        keys: Circuits by key.
+        builder: Circuits by id.
+        emit: Takes each action, in order.
+
+    Attributes:
+        is_in_charge: Whether new streams wait for us.
+    """
+
+    def __init__(
+        self, policy: Policy, *, keys: Keys, builder: Builder, emit: Callable[[Action], None]
+    ) -> None:
+        super().__init__(policy, keys=keys, builder=builder, emit=emit)
+        self._blame = Blame()
+        self.is_in_charge = False
+
+    def serve_waiting(self) -> None:
+        """Try all that wait again, oldest first."""
+        for stream in self.waiting:
+            self.serve(stream)
+
+    def serve_queued(self) -> None:
+        """Give the places that became free to those that have waited longest."""
+        freed, self.freed = self.freed, []
+        for circuit in freed:
+            owner = circuit.slot.owner
+            while circuit.is_candidate:
+                stream = self._queues.first(owner, circuit.slot.slot.name)
+                if stream is None:
+                    break
+                self.serve(stream)
+                if stream.is_queued:
+                    break
+
+    def release_waiting(self, why: str) -> None:
+        """Hand all that wait to Tor."""
+        for stream in self.waiting:
+            self._release(stream, why)
+
+    def next_deadline(self) -> float | None:
+        """When ``handle_deadline`` wants to be called (seconds of the pool's clock)."""
+        deadline = self.waiting.next_deadline()
+        patience = self.policy.failover.redispatch_seconds
+        sent_at = None if patience is None else self._unanswered.next_sent_at()
+        if patience is None or sent_at is None:
+            return deadline
+        return sent_at + patience if deadline is None else min(deadline, sent_at + patience)
+
+    def handle_deadline(self) -> None:
+        """Those that waited long enough are Tor's; those that no circuit answered try another."""
+        patience = self.policy.failover.redispatch_seconds
+        if patience is not None:
+            for stream in self._unanswered.overdue(sent_before=self.now - patience):
+                self._redispatch(stream)
+        for stream in self.waiting.expired(self.now):
+            if stream.is_queued:
+                self._overflow(stream, "no circuit had room in time")
+            else:
+                self._release(stream, "its circuits were not built in time")
+
+    def serve(self, stream: Stream) -> None:
+        """Decide on a stream that is known to wait."""
+        if not self.is_in_charge:
+            self._release(stream, "Tor assigns streams now")
+        elif stream.is_tors:
+            self._release(stream, "only Tor can serve this address")
+        elif stream.is_resolve and self.policy.balance.purpose is Purpose.CONTROLLER:
+            self._release(stream, _NO_RESOLVE)
+        elif stream.rule is not None and stream.rule.action is RuleAction.TOR:
+            self._release(stream, "a rule leaves it to Tor")
+        elif stream.rule is not None and stream.rule.action is RuleAction.REJECT:
+            self._close(stream, "a rule rejects it")
+        elif stream.key is None:
+            self._release(stream, "what isolates it is not known")
+        elif stream.failures and not self._unanswered.may_retry(stream.failures, self.policy.failover.retry):
+            self._give_up(stream)
+        else:
+            circuits = stream.owner or self._keys.find(stream.key)
+            if circuits is None:
+                self._exceed(stream)
+                return
+            if stream.owner is None:
+                stream.owner = circuits
+                self._keys.add_stream(circuits)
+            self._choose(stream, circuits)
+
+    def _choose(self, stream: Stream, circuits: Circuits) -> None:
+        if circuits.is_retired:
+            self._release(stream, "the circuits of its key end")
+            return
+        if circuits.is_cold:
+            if self.policy.balance.keys.cold_start is ColdStart.WAIT:
+                self._wait(stream)
+            else:
+                self._release(stream, "its circuits are not built yet")
+            return
+        dead_on = self._blame.circuits_of_dead(stream.target, now=self.now)
+        if dead_on and stream.failures:
+            self._give_up(stream)
+            return
+        circuit = circuits.candidate(dead_on, stream.among) or circuits.choose(
+            stream.tried, now=self.now, sticky=stream.sticky, among=stream.among
+        )
+        if circuit is not None and stream.is_resolve and circuit.purpose is Purpose.CONTROLLER:
+            # Built under another policy, or made so by another controller.
+            self._release(stream, _NO_RESOLVE)
+        elif circuit is not None:
+            self._attach(stream, circuit)
+        else:
+            self._miss(stream, circuits)
+
+    def _miss(self, stream: Stream, circuits: Circuits) -> None:
+        """No circuit can take the stream now."""
+        if circuits.is_usable_among(stream.among):
+            if stream.tried and circuits.has_room(stream.among):
+                self._release(stream, "no other circuit can take it")
+            else:
+                self._queue(stream, circuits)
+        else:
+            match self.policy.failover.when_none:
+                case WhenNone.TOR:
+                    self._release(stream, "no circuit is usable")
+                case WhenNone.HOLD:
+                    stream.wait_until = None
+                    self.waiting.hold(stream)
+                case _:
+                    self._close(stream, "no circuit is usable")
+
+    def _queue(self, stream: Stream, circuits: Circuits) -> None:
+        """All circuits that may take the stream are full."""
+        balance = self.policy.balance
+        match balance.when_full:
+            case WhenFull.TOR:
+                self._release(stream, "all circuits are full")
+            case WhenFull.REJECT:
+                self._close(stream, "all circuits are full")
+            case _ if self._queues.add(stream, circuits, length=balance.queue.length):
+                # Whichever has room next may take it, also one that was tried.
+                stream.tried = ()
+                self.waiting.hold_until(stream, self.now + balance.queue.timeout_seconds)
+            case _:
+                self._overflow(stream, "all circuits and their queue are full")
+
+    def _overflow(self, stream: Stream, why: str) -> None:
+        if self.policy.balance.queue.overflow is Overflow.REJECT:
+            self._close(stream, why)
+        else:
+            self._release(stream, why)
+
+    def _exceed(self, stream: Stream) -> None:
+        match self.policy.balance.keys.when_exceeded:
+            case WhenExceeded.TOR:
+                self._release(stream, "no room for circuits of its key")
+            case WhenExceeded.QUEUE:
+                self._wait(stream)
+            case _:
+                self._close(stream, "no room for circuits of its key")
+
+    def _redispatch(self, stream: Stream) -> None:
+        """Move a stream that its circuit does not answer, if it may and can be; else it stays.
+
+        The move may come too late: then Tor refuses it, and tells of the answer (tor-facts 2).
+        """
+        circuit, circuits = stream.circuit, stream.owner
+        if circuit is None or circuits is None or not self._may_redispatch(circuit):
+            return
+        if not self._unanswered.may_retry(stream.failures + 1, self.policy.failover.retry):
+            return
+        circuit_id = circuit.circuit_id or TOR_CHOOSES
+        circuit.connect_time.penalise(self.now)
+        other = circuits.choose(
+            (*stream.tried, circuit_id), now=self.now, sticky=stream.sticky, among=stream.among
+        )
+        if other is None or other.purpose is not Purpose.CONTROLLER:
+            return
+        self._accuse(stream, circuit)
+        self._count_failure(stream)
+        stream.failures += 1
+        stream.tried = (*stream.tried, circuit_id)
+        self._take_off(stream)
+        self._attach(stream, other)
+
+    def _accuse(self, stream: Stream, circuit: Circuit) -> None:
+        """The stream failed on the circuit: find out whose fault that is."""
+        if self._blame.fail(stream.target, circuit, now=self.now):
+            circuit.slot.owner.replace(circuit)
+
+    def _give_up(self, stream: Stream) -> None:
+        why = f"failed on {stream.failures} circuits"
+        if self.policy.failover.retry.exhausted is WhenExhausted.CLOSE:
+            self._close(stream, why)
+        else:
+            self._release(stream, why)

@@ -1,0 +1,64 @@
+"""What an operator asks of the circuits while the agent runs.
+
+Rules of this file:
+
+* A drained circuit stays BUILT and takes no new stream; backup circuits stand in for it as for a missing one.
+* A drain lasts until ``ready``, over reloads and for keys to come; a weight lasts until the next reload.
+* An order concerns the circuits of that name of every key.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+from circuitloom.model import Action, Announce, CircuitOrdered, CloseCircuit, Order, Severity
+from circuitloom.policy.types import Policy
+from circuitloom.pool.builder import Builder
+from circuitloom.pool.keys import Keys
+
+
+def carry_out(
+    event: CircuitOrdered, policy: Policy, *, keys: Keys, builder: Builder, emit: Callable[[Action], None]
+) -> Policy:
+    """Do as the operator asks.
+
+    Args:
+        event: The order.
+        policy: The policy in force.
+        keys: All circuits.
+        builder: The circuits by id.
+        emit: Takes each action, in order.
+
+    Returns:
+        The policy in force from now on.
+    """
+    name = event.name
+    if all(slot.name != name for slot in policy.slots):
+        return policy
+    match event.order:
+        case Order.DRAIN:
+            keys.drain(name)
+            message = f"circuit {name} takes no new streams: drained by the operator"
+        case Order.READY:
+            keys.undrain(name)
+            message = f"circuit {name} takes streams again: made ready by the operator"
+        case Order.WEIGHT:
+            slots = tuple(
+                dataclasses.replace(slot, weight=event.weight) if slot.name == name else slot
+                for slot in policy.slots
+            )
+            policy = dataclasses.replace(policy, slots=slots)
+            keys.replace_policy(policy)
+            message = f"circuit {name} has weight {event.weight} until the next reload"
+        case Order.ROTATE:
+            for circuits in keys:
+                circuits.renew(name)
+            message = f"circuit {name} is replaced as the operator asked, make before break"
+        case _:
+            for circuit_id, circuit in builder.by_id.items():
+                if circuit.slot.slot.name == name:
+                    emit(CloseCircuit(circuit_id, is_forced=True))
+            message = f"circuit {name} is closed with its streams as the operator asked"
+    emit(Announce(Severity.INFO, message))
+    return policy

@@ -1,0 +1,196 @@
+"""Which circuits of one isolation key may take a stream: tiers, drained slots, and the chooser.
+
+Rules of this file:
+
+* A circuit is in the chooser exactly while it may take a stream: BUILT, below its limit, in a tier in use.
+* Backup circuits serve while fewer active ones than the floor are BUILT, and no longer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from circuitloom.model import CircuitId
+from circuitloom.policy.types import Policy, Role
+from circuitloom.pool.builder import Builder
+from circuitloom.pool.choosing import Choosers
+from circuitloom.pool.slots import Circuit, CircuitState, SlotState
+
+
+class Tiers:
+    """The slots of one key, and which of their circuits takes the next stream.
+
+    Args:
+        policy: What to keep.
+        drained: Names of slots that take no new streams now.
+        builder: Knows the circuits by id.
+
+    Attributes:
+        drained: Changed by whoever gave it.
+        slots: By name; a subclass fills it and then calls ``_slots_changed``.
+        active_built: How many active circuits are BUILT and not drained.
+        backup_built: How many backup ones are.
+    """
+
+    def __init__(self, policy: Policy, *, drained: Collection[str], builder: Builder) -> None:
+        self.drained = drained
+        self._builder = builder
+        self._min_active = policy.failover.min_active
+        self._policy = policy
+        self._chooser = Choosers(policy, builder.uniform)
+        self.slots: dict[str, SlotState] = {}
+        self._outgoing: dict[str, Circuit] = {}
+        self._members: dict[Circuit, None] = {}
+        self.active_built = 0
+        self.backup_built = 0
+
+    @property
+    def backups_serve(self) -> bool:
+        """Whether too few active circuits are left, so that backup circuits take streams as well."""
+        return self.active_built < self._floor
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether enough circuits are BUILT to begin with."""
+        return self.active_built + (self.backup_built if self.backups_serve else 0) >= self._floor
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether at least one circuit that may serve is BUILT, full or not."""
+        return self.active_built > 0 or (self.backups_serve and self.backup_built > 0) or bool(self._outgoing)
+
+    def is_usable_among(self, names: frozenset[str] | None) -> bool:
+        """Whether at least one of these circuits (None: of all) that may serve is BUILT, full or not."""
+        if names is None:
+            return self.is_usable
+        return any(
+            (state := self.slots.get(name)) is not None
+            and state.circuit is not None
+            and (state.slot.role is Role.ACTIVE or self.backups_serve)
+            for name in names
+        ) or not names.isdisjoint(self._outgoing)
+
+    def has_room(self, names: frozenset[str] | None) -> bool:
+        """Whether at least one of these circuits (None: of all) may take a stream."""
+        return self._chooser.has_any(names)
+
+    def choose(
+        self,
+        tried: Collection[str],
+        *,
+        now: float,
+        sticky: str | None = None,
+        among: frozenset[str] | None = None,
+    ) -> Circuit | None:
+        """The circuit for the next stream, or None when there is none below its limit.
+
+        Args:
+            tried: Ids of circuits that must not be chosen.
+            now: The time (seconds of the pool's clock).
+            sticky: Streams with the same value go to one circuit, if the policy asks for that.
+            among: Names of the only circuits that may be chosen; None: all.
+        """
+        exclude = [
+            circuit.slot.slot.name
+            for circuit_id in tried
+            if (circuit := self._builder.by_id.get(CircuitId(circuit_id))) and circuit.is_candidate
+        ]
+        name = self._chooser.choose(exclude, now=now, sticky=sticky, among=among)
+        if name is None:
+            return None
+        state = self.slots.get(name)
+        return self._outgoing[name] if state is None else state.circuit
+
+    def candidate(self, circuit_ids: Collection[CircuitId], among: frozenset[str] | None) -> Circuit | None:
+        """One of these that may take a stream, without a turn of the chooser; None if none may.
+
+        Args:
+            circuit_ids: Of the circuits.
+            among: Names of the only circuits that may be taken; None: all.
+        """
+        for circuit_id in circuit_ids:
+            circuit = self._builder.by_id.get(circuit_id)
+            if circuit is None or not circuit.is_candidate or circuit.slot.owner is not self:
+                continue
+            if among is None or circuit.slot.slot.name in among:
+                return circuit
+        return None
+
+    # --- what a subclass tells -----------------------------------------------------------------------------
+
+    def _count_changed(self, circuit: Circuit) -> None:
+        is_full = circuit.streams >= circuit.slot.slot.max_streams
+        if circuit.is_candidate and not is_full:
+            self._chooser.count_streams(circuit.slot.slot.name, circuit.streams)
+        else:
+            self._offer(circuit)
+
+    def _is_kept(self, state: SlotState) -> bool:
+        """Whether the policy of now names the slot."""
+        return self.slots.get(state.slot.name) is state
+
+    def _slots_changed(self) -> None:
+        """Number the slots, and set the floor."""
+        self._order = {name: number for number, name in enumerate(self.slots)}
+        self._set_floor()
+
+    def _set_floor(self) -> None:
+        """A key that gets fewer slots than the policy's floor has all of its own as floor."""
+        active = [state for state in self.slots.values() if state.slot.role is Role.ACTIVE]
+        # When every one of them is drained, the backup circuits have to serve.
+        self._floor = max(1, min(self._min_active, sum(1 for state in active if self._counts(state))))
+
+    def _counts(self, state: SlotState) -> bool:
+        """Whether the slot's circuit counts in its tier: not while it is drained."""
+        return state.slot.name not in self.drained
+
+    def _may_serve(self, circuit: Circuit) -> bool:
+        slot = circuit.slot.slot
+        return (
+            circuit.state is CircuitState.BUILT
+            and circuit.streams < slot.max_streams
+            and slot.name not in self.drained
+            and (slot.role is Role.ACTIVE or self.backups_serve or slot.name in self._outgoing)
+        )
+
+    def _offer(self, circuit: Circuit) -> None:
+        """Put the circuit into the chooser, or take it out, as it may serve."""
+        may_serve = self._may_serve(circuit)
+        if may_serve == circuit.is_candidate:
+            return
+        circuit.is_candidate = may_serve
+        slot = circuit.slot.slot
+        if may_serve:
+            self._chooser.add(
+                slot.name,
+                weight=slot.weight,
+                streams=circuit.streams,
+                order=self._order.get(slot.name, len(self._order)),
+                connect_time=circuit.connect_time,
+            )
+        else:
+            self._chooser.remove(slot.name)
+
+    def _tiers_changed(self, state: SlotState, change: int) -> None:
+        """Count a circuit in its tier; when the floor is crossed, backup circuits join or leave."""
+        if not self._is_kept(state) or not self._counts(state):
+            return
+        backups_served = self.backups_serve
+        if state.slot.role is Role.ACTIVE:
+            self.active_built += change
+        else:
+            self.backup_built += change
+        if self.backups_serve != backups_served:
+            for other in self.slots.values():
+                if other.slot.role is Role.BACKUP and other.circuit is not None:
+                    self._offer(other.circuit)
+
+    def _restart_chooser(self) -> None:
+        """Start fair again, after weights, limits, tiers or the algorithm changed."""
+        self._chooser = Choosers(self._policy, self._builder.uniform)
+        built = [state for state in self.slots.values() if state.circuit and self._counts(state)]
+        self.active_built = sum(1 for state in built if state.slot.role is Role.ACTIVE)
+        self.backup_built = len(built) - self.active_built
+        for circuit in self._members:
+            circuit.is_candidate = False
+            self._offer(circuit)

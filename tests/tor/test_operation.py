@@ -1,0 +1,54 @@
+"""An operator drains, readies and weighs circuits of a running agent, as Tor itself reports it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from pathlib import Path
+
+from circuitloom.lab.node import TorClient
+from circuitloom.lab.socks import SocksProxy
+from circuitloom.lab.traffic import EchoServer, OpenedStreams, open_many
+from tor.agent import Agent, circuit_ids, policy_text
+from tor.witness import Witness
+
+LOOPBACK = "127.0.0.1"
+PAYLOAD = b"both ways " * 20
+
+
+def test_a_drain_stops_new_streams_and_loses_none_and_ready_and_weights_show_in_the_shares(
+    client: TorClient, echo: EchoServer, tmp_path: Path
+) -> None:
+    policy = policy_text(
+        client.control_socket,
+        tmp_path,
+        circuits="[{name: primary}, {name: backup}]",
+        balance="{algorithm: weighted-round-robin, max_streams: 1000}",
+    )
+
+    async def open_more(agent: Agent, opened: OpenedStreams, *command: str) -> Counter[str]:
+        """Give a command, open 40 streams, and tell how many each circuit got of these."""
+        if command:
+            asked = await asyncio.to_thread(agent.command, *command, "--socket", str(agent.socket_path))
+            assert (asked.returncode, asked.stderr) == (0, "")
+        before = witness.first_circuits()
+        more = await open_many(SocksProxy(client.socks_port), (LOOPBACK, echo.port), count=40, concurrency=20)
+        assert more.failures == []
+        opened.connections += more.connections
+        return witness.first_circuits() - before
+
+    async def run(agent: Agent) -> None:
+        opened = OpenedStreams()
+        primary, backup = ids["primary"], ids["backup"]
+        assert await open_more(agent, opened) == {primary: 20, backup: 20}
+        assert await open_more(agent, opened, "drain", "primary") == {backup: 40}
+        assert await open_more(agent, opened, "ready", "primary") == {primary: 20, backup: 20}
+        assert await open_more(agent, opened, "weight", "primary", "3") == {primary: 30, backup: 10}
+        echoes = (connection.echo(PAYLOAD) for connection in opened.connections)
+        assert await asyncio.gather(*echoes, return_exceptions=True) == [None] * 160
+        await opened.close()
+
+    with Agent(tmp_path, policy) as agent, Witness(client) as witness:
+        ids = circuit_ids(agent.wait_balancing(2))
+        asyncio.run(run(agent))
+        assert agent.stop() == 0

@@ -1,0 +1,360 @@
+"""Rounds in the running agent: wired to pool, ledger, hook and admin socket."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import sqlite3
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from circuitloom.admin import ask
+from circuitloom.cli import main
+from circuitloom.errors import AdminError
+from circuitloom.ledger import FILE_NAME, Ledger
+from circuitloom.model import CircuitId, Hop
+from circuitloom.rounds.types import Intent, RecordMissed, Served
+from circuitloom.service import Service
+from unit.fake_control_port import PATH, FakeControlPort
+from unit.service_driver import TAKE_OVER, change_policy, serve, status, wait_until
+
+pytestmark = pytest.mark.usefixtures("log")
+
+BUILT = (
+    "250-version=0.4.9.11\r\n250+circuit-status=\r\n"
+    + "".join(f"{number} BUILT {PATH} PURPOSE=GENERAL\r\n" for number in range(30, 40))
+    + ".\r\n250-stream-status=\r\n250 OK\r\n"
+)
+
+
+def hook(folder: Path, body: str = "echo '{\"paid\": 1}'") -> Path:
+    path = folder / "hook"
+    path.write_text(f"#!/bin/sh\n{body}\n")
+    path.chmod(0o755)
+    return path
+
+
+@pytest.fixture
+def rounds_policy(policy_path: Path, fake: FakeControlPort) -> Path:
+    """Rounds every 300 ms, and a Tor that says that every circuit is BUILT."""
+    program = hook(policy_path.parent)
+    fake.answers["GETINFO circuit-status"] = BUILT
+    with policy_path.open("a") as file:
+        file.write(
+            f"rounds: {{command: [{program}], interval: 300ms, timeout: 300ms, first_after: 50ms, "
+            "rounds: 4}\n"
+        )
+    return policy_path
+
+
+@pytest.fixture(autouse=True)
+def state(short_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The state directory that every service of these tests gets."""
+    folder = short_path / "state"
+    folder.mkdir()
+    monkeypatch.setattr("unit.service_driver.Service", partial(Service, state=folder))
+    return folder
+
+
+def rows(policy_path: Path) -> list[dict[str, Any]]:
+    try:
+        return list(ask(f"{policy_path.parent}/admin.sock", {"command": "rounds", "after": 0})["rows"])
+    except AdminError:
+        return []
+
+
+def outcomes(policy_path: Path) -> list[tuple[int, str, str | None]]:
+    return [(row["round"], row["circuit"], row["outcome"]) for row in rows(policy_path)]
+
+
+def test_rounds_alternate_until_their_number_and_are_listed(
+    rounds_policy: Path, state: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    socket = f"{rounds_policy.parent}/admin.sock"
+
+    def script() -> None:
+        wait_until(lambda: len([o for _, _, o in outcomes(rounds_policy) if o]) == 4)
+        assert [(n, name) for n, name, _ in outcomes(rounds_policy)] == [
+            (1, "primary"),
+            (2, "backup"),
+            (3, "primary"),
+            (4, "backup"),
+        ]
+        assert status(rounds_policy)["rounds"] == {
+            "problem": None,
+            "next_round": None,
+            "next_in_seconds": None,
+            "running": [],
+            "waiting": 0,
+        }
+        assert main(["rounds", "--socket", socket]) == 0
+        assert main(["rounds", "--socket", socket, "--json"]) == 0
+        assert main(["rounds", "--socket", socket, "--export", "csv"]) == 0
+        assert main(["status", "--socket", socket]) == 0
+
+    assert serve(rounds_policy, script) == 0
+    out = capsys.readouterr().out
+    assert out.splitlines()[0].split() == ["ROUND", "CIRCUIT", "DUE", "OUTCOME", "TRIES", "DETAIL"]
+    assert out.splitlines()[-1] == "rounds: all rounds are over"
+    listed, _ = json.JSONDecoder().raw_decode(out[out.index("[\n") :])
+    exported = list(csv.DictReader(io.StringIO(out[out.index("round,rounds") :])))
+    assert [row["key"] for row in exported[:4]] == [row["key"] for row in listed]
+    assert [json.loads(row["answer"]) for row in exported[:4]] == [{"paid": 1}] * 4
+
+    assert main(["rounds", "--state", str(state), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == listed
+    assert not list(state.glob("*-shm"))
+
+
+def test_a_circuit_that_tor_does_not_know_any_more_is_not_served(
+    rounds_policy: Path, fake: FakeControlPort
+) -> None:
+    fake.answers["GETINFO circuit-status"] = f"250+circuit-status=\r\n31 BUILT {PATH}\r\n.\r\n250 OK\r\n"
+
+    def script() -> None:
+        wait_until(lambda: len(rows(rounds_policy)) >= 3)
+        assert {row["circuit_id"] for row in rows(rounds_policy)} == {"31"}
+        assert {row["planned"] for row in rows(rounds_policy)} == {"primary", "backup"}
+
+    assert serve(rounds_policy, script) == 0
+
+
+def test_all_circuits_gone_is_missed_and_rounds_go_on(rounds_policy: Path, fake: FakeControlPort) -> None:
+    change_policy(rounds_policy, "rounds: 4", "rounds: 1000")
+    builds = fake.answers["EXTENDCIRCUIT"]
+
+    def script() -> None:
+        wait_until(lambda: len(rows(rounds_policy)) >= 1)
+        fake.answers["EXTENDCIRCUIT"] = "551 Couldn't start circuit\r\n"
+        fake.tell("CIRC 30 CLOSED REASON=FINISHED", "CIRC 31 CLOSED REASON=FINISHED")
+        wait_until(lambda: "missed" in [outcome for _, _, outcome in outcomes(rounds_policy)])
+        fake.answers["EXTENDCIRCUIT"] = builds
+        fake.tell("STATUS_CLIENT NOTICE CIRCUIT_ESTABLISHED")
+        wait_until(lambda: outcomes(rounds_policy)[-1][2] == "done")
+
+    assert serve(rounds_policy, script) == 0
+
+
+def test_a_failed_round_drains_its_circuit(
+    rounds_policy: Path, fake: FakeControlPort, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # What the pool spares Tor otherwise.
+    monkeypatch.setattr("circuitloom.pool.circuits.CONDEMNED_REST_SECONDS", 0.1)
+    hook(rounds_policy.parent, "exit 1")
+    change_policy(rounds_policy, "rounds: 4", "rounds: 1, on_failure: drain")
+    change_policy(rounds_policy, "first_after: 50ms", "first_after: 100ms")
+
+    assert serve(rounds_policy, lambda: fake.wait_for("CLOSECIRCUIT 30")) == 0
+
+
+def test_a_reload_adds_rounds_changes_them_and_takes_them_away(
+    rounds_policy: Path, fake: FakeControlPort, log: pytest.LogCaptureFixture
+) -> None:
+    change_policy(rounds_policy, "rounds: 4", "rounds: 1000")
+    with_rounds = rounds_policy.read_text()
+    without = with_rounds[: with_rounds.index("rounds:")]
+    rounds_policy.write_text(without)
+
+    def reload(text: str) -> None:
+        count = log.text.count("reloaded")
+        rounds_policy.write_text(text)
+        os.kill(os.getpid(), 1)
+        wait_until(lambda: log.text.count("reloaded") == count + 1)
+
+    def script() -> None:
+        fake.wait_for(TAKE_OVER)
+        assert status(rounds_policy)["rounds"] is None
+        reload(with_rounds)
+        wait_until(lambda: len(rows(rounds_policy)) >= 2)
+        reload(with_rounds.replace("interval: 300ms", "interval: 1h"))
+        wait_until(lambda: (status(rounds_policy)["rounds"]["next_in_seconds"] or 0) > 1000)
+        reload(without)
+        wait_until(lambda: status(rounds_policy)["rounds"] is None)
+        reload(with_rounds)
+        wait_until(lambda: len(rows(rounds_policy)) >= 3)
+
+    assert serve(rounds_policy, script) == 0
+
+
+def test_a_hook_that_never_ends_delays_no_attachment(rounds_policy: Path, fake: FakeControlPort) -> None:
+    hook(rounds_policy.parent, "exec cat /dev/zero")
+    change_policy(rounds_policy, "interval: 300ms, timeout: 300ms", "interval: 1h, timeout: 1h")
+
+    def script() -> None:
+        fake.wait_for(TAKE_OVER)
+        wait_until(lambda: status(rounds_policy)["rounds"]["running"] == ["primary"])
+        # In one write: the guard's connection, which gets events here as well, is never read.
+        fake.tell(
+            *(
+                f"STREAM {stream_id} {word} 0 example.com:80 PURPOSE=USER"
+                for stream_id in range(100, 400)
+                for word in ("NEW", "CONTROLLER_WAIT")
+            )
+        )
+        fake.wait_for("ATTACHSTREAM", 300)
+        assert status(rounds_policy)["rounds"]["running"] == ["primary"]
+
+    assert serve(rounds_policy, script) == 0
+
+
+@pytest.mark.parametrize(
+    ("body", "line"),
+    [
+        ("exit 3", "round 1 on primary failed: exit status 3"),
+        ("kill -9 $$", "round 1 on primary: killed by SIGKILL, asking again with the same key"),
+        ("sleep 9", "round 1 on primary: not done within 0.3 s, ended, asking again with the same key"),
+        ("echo paid", "round 1 on primary done (its answer is dropped: not JSON)"),
+        ("head -c 99999 /dev/zero", "round 1 on primary done (its answer is dropped: over 64 KiB)"),
+    ],
+)
+def test_a_bad_hook_is_one_clear_line(
+    rounds_policy: Path, log: pytest.LogCaptureFixture, body: str, line: str
+) -> None:
+    hook(rounds_policy.parent, body)
+    change_policy(rounds_policy, "rounds: 4", "rounds: 1")
+
+    assert serve(rounds_policy, lambda: wait_until(lambda: "round 1 on primary" in log.text)) == 0
+    told = [record.getMessage() for record in log.records if "round 1 on primary" in record.getMessage()]
+    assert told[0] == line
+
+
+@pytest.mark.parametrize(
+    ("mode", "problem"), [(0o644, "is not executable"), (0o757, "is writable by others")]
+)
+def test_a_hook_that_must_not_run_is_told_at_the_start_and_recorded(
+    rounds_policy: Path, log: pytest.LogCaptureFixture, mode: int, problem: str
+) -> None:
+    hook(rounds_policy.parent).chmod(mode)
+
+    def script() -> None:
+        wait_until(lambda: (1, "primary", "failed") in outcomes(rounds_policy))
+        assert problem in rows(rounds_policy)[0]["detail"]
+
+    assert serve(rounds_policy, script) == 0
+    assert f"rounds: {rounds_policy.parent}/hook {problem}" in log.text
+
+
+def test_an_unsound_ledger_is_set_aside_and_told(
+    rounds_policy: Path, state: Path, log: pytest.LogCaptureFixture
+) -> None:
+    (state / FILE_NAME).write_bytes(b"nothing like a ledger" * 500)
+
+    assert serve(rounds_policy, lambda: wait_until(lambda: len(rows(rounds_policy)) == 1)) == 0
+    assert "was unsound: it is now rounds.sqlite.unsound-" in log.text
+
+
+def test_a_ledger_of_another_agent_is_waited_for(
+    rounds_policy: Path, state: Path, log: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("circuitloom.conductor.RETRY_SECONDS", 0.1)
+    code = (
+        "import sys; from pathlib import Path; from circuitloom.ledger import Ledger; "
+        f"ledger = Ledger(Path('{state}')); print('open', flush=True); sys.stdin.read()"
+    )
+    other = subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert other.stdout is not None
+    assert other.stdout.readline() == "open\n"
+
+    def script() -> None:
+        wait_until(lambda: "another circuitloom serves it" in str(status(rounds_policy)["rounds"]["problem"]))
+        other.communicate(timeout=10)
+        wait_until(lambda: len(rows(rounds_policy)) == 1)
+
+    assert serve(rounds_policy, script) == 0
+    assert log.text.count("another circuitloom serves it") == 1
+
+
+def test_a_ledger_that_breaks_under_way_is_told_and_opened_anew(
+    rounds_policy: Path, log: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("circuitloom.conductor.RETRY_SECONDS", 0.1)
+    change_policy(rounds_policy, "rounds: 4", "rounds: 1000")
+    real, broken = Ledger.record_intent, [2]
+
+    def record(ledger: Ledger, *arguments: Any, **more: Any) -> None:  # noqa: ANN401 - as the real one has them
+        if len(ledger.rows(after=0, limit=9)) == 1 and broken:
+            broken.pop()
+            ledger._connection.close()
+            with pytest.raises(sqlite3.ProgrammingError):
+                ledger._connection.execute("SELECT 1")
+        real(ledger, *arguments, **more)
+
+    monkeypatch.setattr(Ledger, "record_intent", record)
+
+    assert serve(rounds_policy, lambda: wait_until(lambda: len(rows(rounds_policy)) >= 3)) == 0
+    assert log.text.count("rounds stand still") == 1
+    assert "the intent is not written" in log.text
+
+
+def test_without_state_directory_there_are_no_rounds_and_streams_are_served(
+    rounds_policy: Path, fake: FakeControlPort
+) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "STATE_DIRECTORY"}
+    agent = subprocess.Popen(
+        [sys.executable, "-m", "circuitloom", "run", str(rounds_policy)],
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        fake.wait_for(TAKE_OVER)
+        assert "state directory" in status(rounds_policy)["rounds"]["problem"]
+        with pytest.raises(AdminError, match="rounds need a state directory"):
+            ask(f"{rounds_policy.parent}/admin.sock", {"command": "rounds"})
+    finally:
+        agent.terminate()
+        _, told = agent.communicate(timeout=10)
+    assert told.count("rounds need a state directory: run --state DIR, or StateDirectory= in the unit") == 1
+
+
+@pytest.mark.parametrize("request_", [{"after": "x"}, {"limit": 0}, {"limit": True}, {"after": 1 << 70}])
+def test_bad_questions_for_rows(rounds_policy: Path, fake: FakeControlPort, request_: dict[str, Any]) -> None:
+    def script() -> None:
+        fake.wait_for(TAKE_OVER)
+        with pytest.raises(AdminError, match="`after` is a row's number"):
+            ask(f"{rounds_policy.parent}/admin.sock", {"command": "rounds", **request_})
+
+    assert serve(rounds_policy, script) == 0
+
+
+def test_no_ledger_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["rounds", "--state", str(tmp_path)]) == 74
+    assert (
+        capsys.readouterr().err
+        == f"circuitloom: ledger {tmp_path}/rounds.sqlite: No such file or directory\n"
+    )
+
+
+def test_the_table_tells_of_missed_moved_and_unfinished_rounds(
+    state: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    served = Served("backup", CircuitId("31"), (Hop("A" * 40, "alpha"),), 0, 1.0)
+    ledger = Ledger(state)
+    ledger.record_missed(RecordMissed("k1", 1, 3, "", 0.0, "nobody was there"), offset=0.0)
+    ledger.record_intent(Intent("k2", 4, "primary", 45.0, served), attempt=2, is_retried=True, offset=0.0)
+    ledger.close()
+
+    assert main(["rounds", "--state", str(state)]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "ROUND  CIRCUIT  DUE                       OUTCOME     TRIES        DETAIL",
+        "1-3    -        1970-01-01T00:00:00.000Z  missed      0            nobody was there",
+        "4      backup   1970-01-01T00:00:45.000Z  unfinished  2 (retried)  instead of primary",
+    ]
+    assert main(["rounds", "--state", str(state), "--export", "csv"]) == 0
+    assert ",A" not in capsys.readouterr().out.splitlines()[1]
+
+
+def test_an_empty_ledger_says_so(state: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Ledger(state).close()
+
+    assert main(["rounds", "--state", str(state)]) == 0
+    assert capsys.readouterr().out == "no rounds yet\n"
