@@ -4,7 +4,7 @@ Rules of this file:
 
 * It judges nothing: a command's name finds a function, and that function's dictionary is the answer.
 * A client can be slow, silent, huge or wrong; it costs one bounded buffer for a bounded time.
-* Without a file descriptor for them clients wait in the listener's queue; it is told once until that is over.
+* Without a file descriptor for them clients wait in the listener's queue; it is told at most once a minute.
 * Requests: ``{"command": "status"}``. Answers: the command's object, or ``{"error": "what is wrong"}``.
 * ``events`` is answered once, and then with an object for each event; whoever does not read them is let go.
 * Whoever changes something is named in the log, by the kernel's word.
@@ -46,6 +46,9 @@ BACKLOG = 100
 
 ACCEPT_RETRY_SECONDS = 1.0
 """How long a lack of descriptors or memory may last before the next client is tried."""
+
+TELL_SECONDS = 60.0
+"""Descriptors come and go; that they lack is told at most so often."""
 
 _EVENTS = "events"
 
@@ -147,21 +150,18 @@ class AdminServer:
     async def _accept(self, listener: socket.socket) -> None:
         """Take clients for ever; asyncio's own server would call a lack of descriptors a fault of ours."""
         loop = asyncio.get_running_loop()
-        is_told = False
+        told_at: float | None = None
         while True:
             try:
                 connection, _ = await loop.sock_accept(listener)
             except ConnectionAbortedError:
                 continue
             except OSError as error:
-                if not is_told:
-                    is_told = True
+                if told_at is None or loop.time() - told_at >= TELL_SECONDS:
+                    told_at = loop.time()
                     _log.warning("admin socket %s takes no client: %s", self._path, reason_of(error))
                 await asyncio.sleep(ACCEPT_RETRY_SECONDS)
                 continue
-            if is_told:
-                is_told = False
-                _log.info("admin socket %s takes clients again", self._path)
             if len(self._clients) >= MAX_CLIENTS:
                 connection.close()
                 # Whoever keeps the queue full must not keep the loop from turning.

@@ -1,6 +1,6 @@
 """An echo server as a process of its own: ten thousand connections have two ends, and a process its limit.
 
-Run as ``python -m tor.echo_process``; it prints its port, and ends with its standard input.
+Run as a program it prints its port, and ends with its standard input.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from circuitloom.lab.traffic import EchoServer
 def echo_process() -> Iterator[int]:
     """The port of an echo server in a child process, which ends with the context."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "tor.echo_process"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
     assert process.stdin is not None
     assert process.stdout is not None

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import signal
 import socket
 import time
@@ -25,6 +26,7 @@ from circuitloom.lab.traffic import open_many
 from tor.agent import Agent
 from tor.chaos.stage import Stage, make_agent
 from tor.chaos.watch import OPTION
+from tor.descriptors import few_descriptors
 
 AGENT_SECONDS = 2.0
 """Within which new streams work after a fault of the agent or of its control connection."""
@@ -34,7 +36,11 @@ NETWORK_SECONDS = 5.0
 
 TOR_AWAY_SECONDS = 1.0
 STANDSTILL_SECONDS = 10.0
+SUSPEND_SECONDS = 5.0
 AWAY_SECONDS = 4.0
+
+CLIENTS = 40
+"""Of the admin socket: more than the agent serves at once."""
 
 FLOOD_STREAMS = 1000
 FLOOD_PATIENCE_SECONDS = 15.0
@@ -129,6 +135,24 @@ def _wait_settled(agent: Agent) -> None:
         time.sleep(0.05)
 
 
+@_scenario("file descriptors exhausted: agent", works_seconds=AGENT_SECONDS)
+def _starve_agent(stage: Stage) -> None:
+    """While it needs some: its guard is dead, and clients come."""
+    with contextlib.ExitStack() as clients:
+        guard_pid = stage.agent.status()["guard_pid"]
+        with few_descriptors(stage.agent.process.pid):
+            stage.fault()
+            os.kill(guard_pid, signal.SIGKILL)
+            for _ in range(CLIENTS):
+                client = clients.enter_context(socket.socket(socket.AF_UNIX))
+                client.connect(str(stage.agent.socket_path))
+            stage.wait_log("takes no client")
+            stage.wait_log("no guard process")
+            time.sleep(AWAY_SECONDS)
+    stage.fault()
+    stage.wait_log("the guard is ready again")
+
+
 # --- Tor ----------------------------------------------------------------------------------------------------
 
 
@@ -151,6 +175,25 @@ def _restart_tor(stage: Stage) -> None:
 def _reload_tor(stage: Stage) -> None:
     stage.fault()
     stage.client.reload()
+
+
+@_scenario("file descriptors exhausted: Tor", works_seconds=AGENT_SECONDS)
+def _starve_tor(stage: Stage) -> None:
+    with stage.tor_unable(), few_descriptors(stage.client.pid):
+        time.sleep(AWAY_SECONDS)
+
+
+@_scenario("suspend: Tor and agent for 5 s", works_seconds=AGENT_SECONDS)
+def _suspend(stage: Stage) -> None:
+    pids = [stage.client.pid, stage.agent.process.pid, stage.agent.status()["guard_pid"]]
+    with stage.tor_unable():
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            time.sleep(SUSPEND_SECONDS)
+        finally:
+            for pid in pids:
+                os.kill(pid, signal.SIGCONT)
 
 
 @_scenario("NEWNYM", works_seconds=AGENT_SECONDS)

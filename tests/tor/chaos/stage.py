@@ -99,6 +99,17 @@ class Stage:
         span.end = time.monotonic()
         self.fault()
 
+    @contextlib.contextmanager
+    def tor_unable(self) -> Iterator[None]:
+        """Around a time in which Tor is there and serves nobody: streams wait, and none may be lost."""
+        span = Span(time.monotonic())
+        try:
+            yield
+        finally:
+            span.end = time.monotonic()
+            self.watch.unable.append(span)
+            self.fault()
+
     def _accepts(self) -> bool:
         try:
             socket.create_connection((LOOPBACK, self.client.socks_port), timeout=1.0).close()
