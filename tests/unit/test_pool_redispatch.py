@@ -150,6 +150,13 @@ def test_a_stream_never_moves_to_a_general_circuit() -> None:
     assert driver.wait(3) == []
 
 
+def test_a_stream_stays_on_a_circuit_that_was_made_a_general_one_meanwhile() -> None:
+    driver = balancing(moving())
+    driver.tell(*opened(1), "CIRC_MINOR 30 PURPOSE_CHANGED PURPOSE=GENERAL OLD_PURPOSE=CONTROLLER")
+
+    assert driver.wait(3) == []
+
+
 def test_a_reload_that_ends_redispatch_ends_it_for_streams_under_way() -> None:
     driver = balancing(moving())
     driver.tell(*opened(1))

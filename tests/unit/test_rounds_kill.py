@@ -114,7 +114,8 @@ def test_each_key_has_one_effect_wherever_the_agent_is_killed(folder: Path, step
     assert retried == {key for key, _, is_retried in words(folder / "runs") if is_retried == "True"}
     if step not in {"before-intent", "after-outcome"}:
         assert retried
-    assert len(retried) <= 1
+    # Each of the two kills leaves one key without an end, at most.
+    assert len(retried) <= 2
 
 
 def test_a_stop_ends_the_hook_and_the_next_start_asks_it_again(folder: Path) -> None:
