@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from circuitloom.model import Purpose, RecordedCircuit
+from circuitloom.model import Disconnected, Purpose, RecordedCircuit
 from circuitloom.policy.types import Policy, Slot
 from circuitloom.pool.isolation import ONE_FOR_ALL, IsolationKey
 from circuitloom.pool.records import digest_of, key_left
@@ -186,6 +186,24 @@ def test_what_was_taken_over_is_written_down_for_the_one_after_next() -> None:
     driver, _ = restart(ISOLATED, records)
 
     assert driver.pool.records() == records
+
+
+def test_a_key_whose_circuits_are_being_built_keeps_its_place_over_a_reconnect() -> None:
+    driver = balancing(ISOLATED)
+    driver.tell(*opened(1, user="alice"), "CIRC 30 CLOSED REASON=FINISHED", "CIRC 31 CLOSED REASON=FINISHED")
+    driver.give(Disconnected())
+    driver.connect()
+
+    assert [key for key, *_ in keys_of(driver)] == [0, 0]
+
+
+def test_a_key_of_which_nothing_is_left_in_tor_begins_anew() -> None:
+    driver, commands = restart(
+        ISOLATED, left_by(ISOLATED, "alice"), circuits=built(30).replace("B" * 40, "D" * 40)
+    )
+
+    assert commands == ["EXTENDCIRCUIT 0; one", "EXTENDCIRCUIT 0; two"]
+    assert driver.tell(*opened(1, user="alice")) == ["ATTACHSTREAM 1 0; Tor assigns streams now"]
 
 
 def test_one_slot_takes_one_circuit() -> None:

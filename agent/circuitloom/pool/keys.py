@@ -164,9 +164,10 @@ class Keys:
                 self._emit(CloseCircuit(line.circuit_id))
             else:
                 slot.owner.adopt(line.name, event, is_used=line.is_used, now=now)
-        for circuits in list(self._by_key.values()):
-            if not any(state.circuit for state in circuits.slots.values()):
-                self._retire(circuits)
+        if records:
+            for circuits in list(self._by_key.values()):
+                if not any(state.circuit for state in circuits.slots.values()):
+                    self._retire(circuits)
 
     def _group_for(self, line: RecordedCircuit) -> Circuits | None:
         """The circuits of the key that a record is of, begun if need be; None if they have no place here."""
