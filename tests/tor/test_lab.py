@@ -244,7 +244,7 @@ def test_a_client_lives_through_restart_reload_and_pause(network: PrivateNetwork
     client.pause()
     client.stop()
     assert not client.is_running()
-    with pytest.raises(LabError, match="client2 is not running: start it first"):
+    with pytest.raises(LabError, match=f"{client.nickname} is not running: start it first"):
         client.reload()
 
 
