@@ -306,3 +306,19 @@ def test_backups_make_up_the_floor_when_taking_over() -> None:
 
 def test_an_unknown_build_s_circuit_is_closed() -> None:
     assert balancing(ONLY).give(BuildAccepted(99, CircuitId("77"))) == ["CLOSECIRCUIT 77 IfUnused"]
+
+
+def test_one_circuit_that_is_built_ends_the_wait_of_those_that_failed_with_it() -> None:
+    driver = Driver(policy_of("one", "two", Slot("given", path=("A" * 40, "B" * 40))))
+    driver.connect()
+    for _ in range(3):
+        driver.reply_to_build("551 Couldn't start circuit")
+    assert driver.wait(0.9) == []
+    driver.now += 0.1
+    (again, *_) = driver.wait(0)
+    assert again == "EXTENDCIRCUIT 0; one"
+    driver.reply_to_build("551 Couldn't start circuit")
+    driver.build(30)
+
+    # "one" failed twice and would wait longer; the given path may be the fault of its own relays.
+    assert driver.states() == {"one": "building", "two": "built", "given": "building"}

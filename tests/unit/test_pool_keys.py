@@ -285,3 +285,16 @@ def test_without_isolation_nothing_is_idle() -> None:
     driver.tell(*opened(1), closed(1))
 
     assert driver.pool.next_deadline() is None
+
+
+def test_a_reload_that_allows_fewer_circuits_ends_idle_keys_first() -> None:
+    driver = balancing(isolating("only"))
+    driver.tell(*opened(1, user="alice"), *opened(2, user="bob"), *opened(3, user="carol"))
+    driver.build(31, 32)
+    driver.tell(closed(1))
+    driver.now += 1
+    driver.tell(closed(2))
+
+    assert driver.reload(isolating("only", keys=Keys(max_circuits=2))) == ["CLOSECIRCUIT 30 IfUnused"]
+    assert driver.reload(isolating("only", keys=Keys(max_circuits=1))) == ["CLOSECIRCUIT 31 IfUnused"]
+    assert [circuit for _, _, circuit, state in keys_of(driver) if state == "built"] == ["32"]

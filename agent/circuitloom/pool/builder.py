@@ -4,6 +4,8 @@ Rules of this file:
 
 * One builder serves all keys, so that many keys together are no flood of CREATE cells either.
 * A build that Tor neither finishes nor refuses is given up after a bound.
+* One circuit that is built shows that the network works: whoever waits for no fault of its own path, because
+  all failed together, need not wait any longer.
 * Every circuit of ours that has an id is in ``by_id``, until its end.
 """
 
@@ -57,6 +59,7 @@ class Builder:
         self._wanted: dict[SlotState, None] = {}
         self._under_way = 0
         self._deadlines: list[tuple[float, int, SlotState]] = []
+        self._backing_off: dict[SlotState, None] = {}
         self._deadline_number = 0
         self._is_connected = False
 
@@ -65,12 +68,14 @@ class Builder:
     def want(self, state: SlotState) -> None:
         """The slot's circuit is missing or on its way out: build one as soon as it is its turn."""
         state.retry_at = None
+        self._backing_off.pop(state, None)
         if self._is_connected and state.needs_build():
             self._wanted[state] = None
 
     def unwant(self, state: SlotState) -> None:
         """The slot is gone: end what is under way for it."""
         self._wanted.pop(state, None)
+        self._backing_off.pop(state, None)
         state.retry_at = None
         if state.building is not None:
             circuit = state.building
@@ -102,6 +107,7 @@ class Builder:
         delay *= 1 + rebuild.jitter * (2 * self.uniform() - 1)
         state.failures += 1
         self.want_at(state, now + delay)
+        self._backing_off[state] = None
         self._emit(Announce(Severity.WARNING, f"{what}, trying again in {delay:.1f} s"))
 
     def want_at(self, state: SlotState, at: float) -> None:
@@ -122,6 +128,7 @@ class Builder:
         for circuit in list(self._builds.values()):
             self.forget(circuit)
         self._wanted.clear()
+        self._backing_off.clear()
         self._deadlines.clear()
 
     def handle_accepted(self, event: BuildAccepted) -> None:
@@ -174,6 +181,8 @@ class Builder:
         """The circuit is BUILT."""
         circuit.slot.building = None
         self._under_way -= 1
+        for state in [state for state in self._backing_off if state.slot.path is None]:
+            self.want(state)
 
     def fail(self, circuit: Circuit, reason: str, now: float) -> None:
         """The circuit under way will not be BUILT."""

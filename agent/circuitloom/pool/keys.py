@@ -267,6 +267,7 @@ class Keys:
                 circuits.replace_policy(policy, self._choose_slots(circuits.number))
             else:
                 self._retire(circuits)
+        self._retire_surplus()
         self._replenish()
 
     def check_invariants(self) -> None:
@@ -304,6 +305,16 @@ class Keys:
         for state in circuits.slots.values():
             self._builder.want(state)
         return circuits
+
+    def _retire_surplus(self) -> None:
+        """End idle keys, the longest idle first, while there are more circuits than the policy allows."""
+        surplus = sum(len(circuits.slots) for circuits in self) - self._policy.balance.keys.max_circuits
+        idle = [circuits for circuits in self._by_key.values() if circuits.streams == 0]
+        for circuits in sorted(idle, key=lambda circuits: circuits.idle_since):
+            if surplus <= 0 or not self._has_others(circuits):
+                return
+            surplus -= len(circuits.slots)
+            self._retire(circuits)
 
     def _choose_slots(self, number: int) -> Sequence[Slot]:
         """The slots of the policy that a key gets: all, or some active ones in rotation and the backups."""
