@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from circuitloom import logs
-from circuitloom.errors import LedgerBusy, LedgerError
+from circuitloom.errors import LedgerBusy, LedgerError, reason_of
 from circuitloom.hook import HookRun, Job, StillRuns, complaint, forget_locks, wall_offset
 from circuitloom.ledger import Ledger, page
 from circuitloom.model import Announce, CircuitId
@@ -314,7 +314,9 @@ class Conductor:
             self._handle(HookStillRuns(key))
         except OSError as error:
             self._loop.call_soon(
-                self._on_end, action, Result(Outcome.FAILED, f"not started: {error.strerror}", has_run=False)
+                self._on_end,
+                action,
+                Result(Outcome.FAILED, f"not started: {reason_of(error)}", has_run=False),
             )
 
     def _on_end(self, action: RunHook, result: Result) -> None:

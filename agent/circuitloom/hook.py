@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from circuitloom.errors import reason_of
 from circuitloom.rounds.types import Outcome, Result
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -54,7 +55,7 @@ def complaint(program: str) -> str:
         real = os.path.realpath(program, strict=True)
         status = os.stat(real)  # noqa: PTH116 - paths are strings here, as exec takes them
     except OSError as error:
-        return f"{program}: {error.strerror}"
+        return f"{program}: {reason_of(error)}"
     if not stat.S_ISREG(status.st_mode):
         return f"{program} is not a file"
     if not os.access(real, os.X_OK):
@@ -186,7 +187,7 @@ class HookRun:
                 start_new_session=True,
             )
         except OSError as error:
-            return f"{job.command[0]} cannot be started: {error.strerror}; does its #! line name a program?"
+            return f"{job.command[0]} cannot be started: {reason_of(error)}; does its #! line name a program?"
         finally:
             os.close(stdin)
         assert self._process.stdout is not None  # noqa: S101 - we asked for both

@@ -19,6 +19,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from circuitloom.errors import reason_of
 from circuitloom.model import CircuitId, RecordedCircuit
 
 FILE_NAME = "circuits.json"
@@ -52,7 +53,7 @@ class StateFile:
         except FileNotFoundError:
             return ()
         except OSError as error:
-            self._complain(f"cannot be read ({error.strerror})")
+            self._complain(f"cannot be read ({reason_of(error)})")
         except (ValueError, TypeError, KeyError, RecursionError):
             self._complain("is not what an agent wrote")
         return ()
@@ -71,7 +72,7 @@ class StateFile:
         except OSError as error:
             with contextlib.suppress(OSError):
                 new.unlink(missing_ok=True)
-            self._complain(f"cannot be written ({error.strerror})")
+            self._complain(f"cannot be written ({reason_of(error)})")
             return
         self._saved = records
         self._is_broken = False
