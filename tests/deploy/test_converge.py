@@ -149,11 +149,17 @@ def verified(fleet: Fleet) -> Result:
 
 def test_the_gate_compares_the_shares_of_each_isolation_key(verified: Result) -> None:
     """One client, three that are kept apart, and too many to say anything: all of them are healthy."""
-    verdicts = dict(re.findall(r"circuitloom.service balances: (\d+) streams, (.*)\"", verified.output))
-    shares = [re.findall(r"shares|and|too few", words) for words in verdicts.values()]
+    said = re.findall(
+        r"ok: \[(.)\] => \(item=0\) => \{[^}]*circuitloom.service balances: (\d+) streams, (.*)\"",
+        verified.output,
+    )
+    verdicts = {host: (int(streams), words) for host, streams, words in said}
 
-    assert shares == [["shares"], ["shares", "and", "and"], ["too few"]]
-    assert min(int(streams) for streams in verdicts) >= 60
+    assert verdicts.keys() == {"a", "b", "c"}, verified.output[-6000:]
+    assert min(streams for streams, _ in verdicts.values()) >= 60
+    assert len(re.findall("alpha", verdicts["a"][1])) == 1
+    assert len(re.findall("alpha", verdicts["b"][1])) == 3
+    assert verdicts["c"][1].startswith("too few of any key")
 
 
 def test_the_example_verifies_a_fleet_and_names_what_drifts(fleet: Fleet, verified: Result) -> None:
