@@ -68,15 +68,8 @@ class Ejector(Generic[Member]):
         Returns:
             The members that come back, so that not too many of the rest are out.
         """
-        self._members.discard(member)
-        for kept in (self._failures, self._pasts, self._out):
-            kept.pop(member, None)
-        back = []
-        while len(self._out) > self._room():
-            first = next(iter(self._out))
-            del self._out[first]
-            back.append(first)
-        return back
+        self._forget(member)
+        return self._make_room()
 
     def keep(self, members: Collection[Member]) -> list[Member]:
         """Count these and no others; those that were counted keep their past.
@@ -84,11 +77,10 @@ class Ejector(Generic[Member]):
         Returns:
             The members that come back, so that not too many are out.
         """
-        self._members.update(members)
-        back: list[Member] = []
         for member in self._members.difference(members):
-            back += self.remove(member)
-        return [member for member in back if member in self._members]
+            self._forget(member)
+        self._members.update(members)
+        return self._make_room()
 
     def succeed(self, member: Member) -> None:
         """A stream was connected on a member."""
@@ -133,6 +125,20 @@ class Ejector(Generic[Member]):
         """
         assert self._out.keys() | self._failures.keys() | self._pasts.keys() <= self._members
         assert len(self._out) <= self._room()
+
+    def _forget(self, member: Member) -> None:
+        self._members.discard(member)
+        for kept in (self._failures, self._pasts, self._out):
+            kept.pop(member, None)
+
+    def _make_room(self) -> list[Member]:
+        """Let in who was out longest, until not too many are."""
+        back = []
+        while len(self._out) > self._room():
+            first = next(iter(self._out))
+            del self._out[first]
+            back.append(first)
+        return back
 
     def _room(self) -> int:
         """How many may be out."""

@@ -66,12 +66,18 @@ def test_it_comes_back_after_its_time_and_stays_out_longer_the_next() -> None:
     assert fail(members, "a", now=31.0) == 91.0
 
 
-def test_health_is_forgiven_step_by_step() -> None:
-    members = ejector("a", "b")
+def eject_again_and_again(members: Ejector[str], times: int) -> float:
+    """The time when the last of so many ejections of ``a`` ends."""
     now = 0.0
-    for _ in range(3):
+    for _ in range(times):
         now = fail(members, "a", now=now) or 0.0
         members.due(now=now)
+    return now
+
+
+def test_health_is_forgiven_step_by_step() -> None:
+    members = ejector("a", "b")
+    now = eject_again_and_again(members, 3)
 
     # Three ejections, two spans of 30 s in health: the next one counts as the second.
     assert fail(members, "a", now=now + 65.0) == now + 65.0 + 60.0
@@ -79,10 +85,7 @@ def test_health_is_forgiven_step_by_step() -> None:
 
 def test_an_ejection_is_never_longer_than_ten_times_the_base() -> None:
     members = ejector("a", "b")
-    now = 0.0
-    for _ in range(30):
-        now = fail(members, "a", now=now) or 0.0
-        members.due(now=now)
+    now = eject_again_and_again(members, 30)
 
     assert fail(members, "a", now=now) == now + 30.0 * MAX_STEPS
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from circuitloom.model import CircuitOrdered, Order
-from circuitloom.policy.types import Eject, Health, Match, Role, Rule, Slot, WhenFull, WhenNone
+from circuitloom.policy.types import Eject, Health, Isolation, Match, Role, Rule, Slot, WhenFull, WhenNone
 from circuitloom.pool.blame import DEAD_CIRCUITS
 from unit.pool_driver import Driver, balancing, closed, detached, opened, policy_of, sent
 
@@ -165,6 +165,19 @@ def test_backup_circuits_stand_in_at_once_also_for_those_that_wait() -> None:
     assert turns(driver) == {"spare"}
     driver.wait(30)
     assert driver.states() == {"a": "built", "spare": "built"}
+
+
+def test_an_expelled_circuit_brings_an_ejected_one_back_for_those_that_wait() -> None:
+    slots = (Slot("a", max_streams=1), Slot("b", max_streams=1))
+    policy = policy_of(*slots, isolation=Isolation.TOR, when_full=WhenFull.QUEUE, eject=TWICE)
+    driver = balancing(policy)
+    eject(driver)
+    driver.tell(*opened(1))
+    assert driver.tell(*opened(2)) == []
+    bob, _ = opened(9, user="bob")
+
+    # Tor, or another controller, puts a stream of another key on the circuit that serves.
+    assert "ATTACHSTREAM 2 30; a" in driver.tell(bob, sent(9, 31))
 
 
 def test_a_drained_circuit_is_no_member_and_comes_back_clean() -> None:

@@ -104,11 +104,8 @@ def _snapshot_key(circuits: Circuits, now: float) -> list[CircuitSnapshot]:
 
 def _weight(state: SlotState) -> int:
     """What counts of its weight: nothing while it is drained or ejected."""
-    return (
-        0
-        if _word(state) in {"drained", "ejected"} or state.slot.name in state.owner.drained
-        else state.slot.weight
-    )
+    is_out = state.slot.name in state.owner.drained or _word(state) == "ejected"
+    return 0 if is_out else state.slot.weight
 
 
 def _word(state: SlotState) -> str:
