@@ -35,7 +35,9 @@ from circuitloom.model import (
 from circuitloom.policy.types import (
     Algorithm,
     Balance,
+    Eject,
     Failover,
+    Health,
     Isolation,
     Keys,
     Policy,
@@ -71,6 +73,7 @@ def policy_of(
     when_full: WhenFull = WhenFull.TOR,
     queue: Queue | None = None,
     rules: tuple[Rule, ...] = (),
+    eject: Eject | None = None,
 ) -> Policy:
     """A policy; a slot with nothing but a name may be given as that."""
     return Policy(
@@ -80,6 +83,7 @@ def policy_of(
         ),
         failover=Failover(when_none, min_active, rebuild or Rebuild(), retry or Retry(), redispatch_seconds),
         rules=rules,
+        health=Health(eject),
     )
 
 

@@ -455,3 +455,34 @@ def test_rules_are_judged_also_when_there_are_too_many_circuits() -> None:
     )
 
     assert len(lines) == 1
+
+
+@pytest.mark.parametrize(
+    ("circuits", "percent", "fault"),
+    [
+        ("[{name: a, count: 4}]", 25, None),
+        (
+            "[{name: a, count: 4}]",
+            24,
+            "of 4 circuits for each key none is ever ejected: from 25 on one may be",
+        ),
+        ("[{name: a, count: 2}, {name: b, role: backup}]", 34, None),
+        (
+            "[{name: a, count: 2}, {name: b, role: backup}]",
+            33,
+            "of 3 circuits for each key none is ever ejected: from 34 on one may be",
+        ),
+        ("[{name: a}]", 100, "of 1 circuit for each key none is ever ejected"),
+    ],
+)
+def test_an_ejection_that_can_never_come_is_warned_about(
+    circuits: str, percent: int, fault: str | None
+) -> None:
+    text = f"circuits: {circuits}\nhealth: {{eject: {{max_percent: {percent}}}}}\n"
+    found = [
+        warning for warning in check_policy(HEAD + text.encode(), name="p")[1] if "health" in warning.path
+    ]
+
+    assert [str(warning) for warning in found] == (
+        [] if fault is None else [f"p:3:31: health.eject.max_percent: {fault}"]
+    )

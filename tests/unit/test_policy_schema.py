@@ -18,7 +18,9 @@ from circuitloom.policy import (
     Algorithm,
     Balance,
     ColdStart,
+    Eject,
     Failover,
+    Health,
     Isolation,
     Log,
     LogFormat,
@@ -201,6 +203,12 @@ def test_schema_defaults_are_the_defaults_of_the_dataclasses() -> None:
     assert expected == parse_policy(MINIMAL, name="minimal")
 
 
+def test_nobody_is_ejected_by_default_and_by_the_defaults_of_the_dataclass_if_asked() -> None:
+    assert parse_policy(MINIMAL + b"health: {}\n", name="off").health == Health(None)
+
+    assert parse_policy(MINIMAL + b"health: {eject: {}}\n", name="on").health == Health(Eject())
+
+
 def test_the_defaults_of_rounds_are_those_of_the_dataclass() -> None:
     policy = parse_policy(MINIMAL + b"rounds: {command: [/hook]}\n", name="minimal")
 
@@ -233,6 +241,7 @@ failover:
   min_active: 1
   rebuild: {initial: 250ms, max: 2h, jitter: 5%%}
   retry: {attempts: 4, budget: 50%%, exhausted: close}
+health: {eject: {consecutive_failures: 6, base: 40s, max_percent: 70}}
 log: {level: debug, format: plain}
 admin: {socket: /s}
 rules:
@@ -268,6 +277,7 @@ rounds: {command: [/h, x], interval: 9s, first_after: 1s, rounds: 4, schedule: e
         "rebuild=Rebuild(initial_seconds=0.25, max_seconds=7200.0, jitter=0.05), "
         "retry=Retry(attempts=4, budget=0.5, exhausted=<WhenExhausted.CLOSE: 'close'>), "
         "redispatch_seconds=2.5, when_contended=<WhenContended.STAND_ASIDE: 'stand-aside'>), "
+        "health=Health(eject=Eject(consecutive_failures=6, base_seconds=40.0, max_percent=70)), "
         "log=Log(level=<LogLevel.DEBUG: 'debug'>, format=<LogFormat.PLAIN: 'plain'>), "
         "admin=Admin(socket='/s'), "
         f"rules={policy.rules}, "

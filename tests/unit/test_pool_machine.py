@@ -26,7 +26,9 @@ from circuitloom.policy.types import (
     Algorithm,
     Balance,
     ColdStart,
+    Eject,
     Failover,
+    Health,
     Isolation,
     Keys,
     Match,
@@ -106,6 +108,7 @@ def policies(draw: st.DrawFn) -> Policy:
             if purpose is Purpose.CONTROLLER
             else None,
         ),
+        health=Health(draw(st.sampled_from([None, Eject(1, 1.0, 50), Eject(2, 3.0, 100)]))),
         rules=tuple(draw(st.lists(rules(names), max_size=2))),
     )
 

@@ -17,7 +17,9 @@ from circuitloom.policy.types import (
     Algorithm,
     Balance,
     ColdStart,
+    Eject,
     Failover,
+    Health,
     Isolation,
     Keys,
     Log,
@@ -77,7 +79,12 @@ def check_policy(data: bytes, *, name: str) -> tuple[Policy, tuple[Fault, ...]]:
     faults = {*document.faults, *schema_faults, *find_semantic_faults(document, faulty)}
     if faults:
         raise PolicyError(sorted(faults))
-    policy = _build(fill_defaults(to_data(document.root), load_schema()))
+    written = to_data(document.root)
+    filled = fill_defaults(written, load_schema())
+    if "eject" not in written.get("health", {}):
+        # Nobody is ejected by default: the section's other keys are only the schema's defaults.
+        del filled["health"]["eject"]
+    policy = _build(filled)
     return policy, tuple(sorted(find_warnings(document, policy)))
 
 
@@ -149,6 +156,7 @@ def _build(data: dict[str, Any]) -> Policy:
             when_contended=WhenContended(data["failover"]["when_contended"]),
             redispatch_seconds=None if redispatch is None else parse_duration(redispatch),
         ),
+        health=_build_health(data["health"]),
         log=Log(level=LogLevel(data["log"]["level"]), format=LogFormat(data["log"]["format"])),
         admin=Admin(data["admin"]["socket"]),
         rules=tuple(_build_rule(rule, data["circuits"]) for rule in data["rules"]),
@@ -174,6 +182,13 @@ def _build_rule(rule: dict[str, Any], circuits: list[dict[str, Any]]) -> Rule:
         circuits=frozenset(names) or None,
         action=RuleAction(rule["action"]) if "action" in rule else None,
     )
+
+
+def _build_health(data: dict[str, Any]) -> Health:
+    eject = data.get("eject")
+    if eject is None:
+        return Health()
+    return Health(Eject(eject["consecutive_failures"], parse_duration(eject["base"]), eject["max_percent"]))
 
 
 def _build_rounds(data: dict[str, Any]) -> Rounds | None:

@@ -84,6 +84,7 @@ def find_warnings(document: Document, policy: Policy) -> Iterator[Fault]:
             yield document.fault(("balance", "keys"), "this does nothing under `isolation: none`")
     yield from _sticky_warnings(document, policy)
     yield from find_rule_warnings(document, policy)
+    yield from _eject_warnings(document, policy)
     if policy.rounds is not None and policy.balance.isolation is Isolation.TOR:
         message = "rounds serve the first key's circuits only: `isolation: none` if there is but one user"
         yield document.fault(("rounds",), message)
@@ -112,6 +113,22 @@ def _sticky_warnings(document: Document, policy: Policy) -> Iterator[Fault]:
         yield document.fault(("balance", "sticky"), message)
     if balance.sticky is StickyBy.NONE and balance.sticky_load is not None:
         yield document.fault(("balance", "sticky_load"), "this does nothing under `sticky: none`")
+
+
+def _eject_warnings(document: Document, policy: Policy) -> Iterator[Fault]:
+    eject = policy.health.eject
+    if eject is None:
+        return
+    active = sum(slot.role is Role.ACTIVE for slot in policy.slots)
+    circuits = len(policy.slots) - active + min(active, policy.balance.keys.slots_per_key or active)
+    if circuits == 1 or circuits * eject.max_percent < 100:
+        least = "" if circuits == 1 else f": from {-(-100 // circuits)} on one may be"
+        message = f"of {_circuits(circuits)} for each key none is ever ejected{least}"
+        yield document.fault(("health", "eject", "max_percent"), message)
+
+
+def _circuits(count: int) -> str:
+    return "1 circuit" if count == 1 else f"{count} circuits"
 
 
 def slot_names(name: str, count: int) -> Sequence[str]:
@@ -232,6 +249,7 @@ def _wait_faults(known: _Known) -> Iterator[Fault]:
         (("balance", "keys", "idle"), _MAX_WAIT_SECONDS, "1d"),
         (("balance", "keys", "wait"), _MAX_HELD_SECONDS, "100s"),
         (("balance", "queue", "timeout"), _MAX_HELD_SECONDS, "100s"),
+        (("health", "eject", "base"), _MAX_WAIT_SECONDS, "1d"),
     ):
         text = known.value(*path)
         if text is not None and not _MIN_WAIT_SECONDS <= parse_duration(text) <= longest:

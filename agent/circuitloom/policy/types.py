@@ -334,6 +334,28 @@ class Failover:
 
 
 @dataclass(frozen=True, slots=True)
+class Eject:
+    """When a circuit takes no streams for a while.
+
+    Attributes:
+        consecutive_failures: After how many streams in a row that failed by its fault.
+        base_seconds: For how long the first time; each further time as much longer.
+        max_percent: How many of a key's circuits may be out at once; one always serves.
+    """
+
+    consecutive_failures: int = 5
+    base_seconds: float = 30.0
+    max_percent: int = 50
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """What happens to circuits that fail; ``eject`` None: nothing but blame and replacement."""
+
+    eject: Eject | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Log:
     """What is logged, and how."""
 
@@ -383,6 +405,7 @@ class Policy:
     tor: TorControl = field(default_factory=TorControl)
     balance: Balance = field(default_factory=Balance)
     failover: Failover = field(default_factory=Failover)
+    health: Health = field(default_factory=Health)
     log: Log = field(default_factory=Log)
     admin: Admin = field(default_factory=Admin)
     rules: tuple[Rule, ...] = ()

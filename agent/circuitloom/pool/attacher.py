@@ -158,6 +158,8 @@ class Attacher(Dispatcher):
                 stream.circuit.connect_time.observe(self.now - stream.attached_at, self.now)
             self._unanswered.end(stream)
             self._blame.succeed(stream.target, stream.circuit)
+            if stream.circuit is not None:
+                stream.circuit.slot.owner.succeed(stream.circuit)
             stream.state = StreamState.OPEN
 
     def _on_detached(self, event: StreamEvent) -> None:

@@ -85,6 +85,10 @@ class Blame:
         suspect = self._suspects.get(target)
         return () if suspect is None or len(suspect.circuits) < DEAD_CIRCUITS else suspect.circuits
 
+    def is_destinations(self, target: str, *, now: float) -> bool:
+        """Whether a failure of this destination says nothing against a circuit: it is dead, or not known."""
+        return not target or bool(self.circuits_of_dead(target, now=now))
+
     def _is_open_case(self, target: str) -> bool:
         suspect = self._suspects.get(target)
         return suspect is not None and len(suspect.circuits) < DEAD_CIRCUITS

@@ -14,7 +14,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 
-from circuitloom.model import Action, Announce, CircuitEvent, CircuitId, CircuitStatus, Purpose, Severity
+from circuitloom.health import Ejector
+from circuitloom.model import Action, CircuitEvent, CircuitId, CircuitStatus, Purpose
 from circuitloom.policy.types import Policy, Role, Slot
 from circuitloom.pool.builder import Builder
 from circuitloom.pool.isolation import UNKNOWN_KEY, IsolationKey
@@ -59,7 +60,7 @@ class Circuits(Tiers):
         builder: Builder,
         emit: Callable[[Action], None],
     ) -> None:
-        super().__init__(policy, drained=drained, builder=builder)
+        super().__init__(policy, drained=drained, builder=builder, emit=emit)
         self.number = number
         self.key: IsolationKey | None = None
         self.is_cold = True
@@ -68,7 +69,6 @@ class Circuits(Tiers):
         self.streams = 0
         self.idle_since = 0.0
         self.is_watched = False
-        self._emit = emit
         self.slots = {slot.name: SlotState(slot, self) for slot in slots}
         self._slots_changed()
 
@@ -265,6 +265,7 @@ class Circuits(Tiers):
     def retire(self) -> None:
         """No stream of this key comes any more: what runs finishes, nothing is built."""
         self.is_retired = True
+        self._ejector.keep(())
         for state in self.slots.values():
             self._builder.unwant(state)
         outgoing, self._outgoing = self._outgoing, {}
@@ -278,6 +279,8 @@ class Circuits(Tiers):
         """Keep what both policies name, build what is new, drain what is gone."""
         self._min_active = policy.failover.min_active
         self._policy = policy
+        if policy.health.eject != self._ejector.rule:
+            self._ejector = Ejector(policy.health.eject)
         old = {name: circuit.slot for name, circuit in self._outgoing.items()} | self.slots
         self._outgoing = {}
         self.slots = {}
@@ -327,9 +330,13 @@ class Circuits(Tiers):
             assert state.owner is self
             assert state.circuit is None or state.circuit.state is CircuitState.BUILT
             assert state.building is None or state.building.state is CircuitState.LAUNCHED
-        built = [state.slot.role for state in self.slots.values() if state.circuit and self._counts(state)]
-        assert self.active_built == built.count(Role.ACTIVE)
-        assert self.backup_built == built.count(Role.BACKUP)
+        built = [state.circuit for state in self.slots.values() if state.circuit and self._counts(state)]
+        roles = [circuit.slot.slot.role for circuit in built if circuit not in self._ejector.out]
+        assert self.active_built == roles.count(Role.ACTIVE)
+        assert self.backup_built == roles.count(Role.BACKUP)
+        assert not built or roles, "all are ejected"
+        self._ejector.check_invariants()
+        assert all(circuit in self._ejector for circuit in built)
 
     # --- one circuit ---------------------------------------------------------------------------------------
 
@@ -345,7 +352,7 @@ class Circuits(Tiers):
             # Candidates are named by their slots: one leaves before the other joins.
             predecessor.state = CircuitState.DRAINING
             self._offer(predecessor)
-        self._tiers_changed(state, +1)
+        self._join(circuit)
         self._offer(circuit)
         if predecessor is not None:
             self._drain(predecessor)
@@ -359,7 +366,7 @@ class Circuits(Tiers):
         circuit.state = CircuitState.DRAINING
         if was_serving:
             self._vacate(circuit.slot)
-        self._tiers_changed(circuit.slot, -1)
+        self._leave(circuit)
         self._offer(circuit)
         if circuit.streams == 0:
             self._builder.close(circuit)
@@ -371,7 +378,7 @@ class Circuits(Tiers):
         if circuit.slot.circuit is circuit:
             self._vacate(circuit.slot)
         if was_built:
-            self._tiers_changed(circuit.slot, -1)
+            self._leave(circuit)
         self._offer(circuit)
 
     def _vacate(self, state: SlotState) -> None:
@@ -386,9 +393,6 @@ class Circuits(Tiers):
             outgoing, self._outgoing = self._outgoing, {}
             for circuit in outgoing.values():
                 self._drain(circuit)
-
-    def _say(self, message: str) -> None:
-        self._emit(Announce(Severity.INFO, message))
 
 
 def _reason(event: CircuitEvent) -> str:

@@ -128,9 +128,9 @@ class Pool:
             self._on_stream[event.status](event)
             if self._attacher.freed:
                 self._attacher.serve_queued()
-            # A stream may have ended a key, whose room others wait for, or begun one: then there is something
-            # to build.
-            if self._keys.has_made_room:
+            # A stream may have ended a key, whose room others wait for, or had its circuit taken out, so that
+            # others serve, or begun a key: then there is something to build.
+            if self._keys.has_made_room or self._attacher.is_reshuffled:
                 self._evaluate(now)
             elif self._builder.is_anything_wanted:
                 self._builder.fill(now)
@@ -201,7 +201,7 @@ class Pool:
     def explain(self, stream_id: StreamId | None, *, now: float) -> Explanation:
         """Why this stream, or each of the last ones, went where it went."""
         stream = None if stream_id is None else self._attacher.streams.get(stream_id)
-        return Explanation(self._decisions.tell(stream_id, now=now), candidates(self._keys, stream))
+        return Explanation(self._decisions.tell(stream_id, now=now), candidates(self._keys, stream, now=now))
 
     def snapshot(self, *, now: float) -> PoolSnapshot:
         """The state as values, for the status."""
@@ -295,7 +295,7 @@ class Pool:
 
     def _evaluate(self, now: float) -> None:
         """Take over, give back, or serve those that waited, as the circuits now are."""
-        self._keys.has_made_room = False
+        self._keys.has_made_room = self._attacher.is_reshuffled = False
         self._builder.fill(now)
         if self._attachment is Attachment.RELEASED:
             if self._keys.is_ready and self._take_over_at is None:

@@ -99,15 +99,16 @@ class Decisions:
         )
 
 
-def candidates(keys: Iterable[Circuits], stream: Stream | None) -> tuple[Candidate, ...]:
+def candidates(keys: Iterable[Circuits], stream: Stream | None, *, now: float) -> tuple[Candidate, ...]:
     """What each circuit is good for now.
 
     Args:
         keys: The circuits of each key.
         stream: For this stream, if it is there yet: only circuits of its key, and not those it has tried.
+        now: The time (seconds of the pool's clock).
     """
     return tuple(
-        _candidate(state, circuits, stream)
+        _candidate(state, circuits, stream, now)
         for circuits in keys
         if stream is None or stream.owner in {None, circuits}
         for state in circuits.slots.values()
@@ -121,7 +122,7 @@ def _decision(action: Decided, seconds_ago: float) -> Decision:
     return Decision(action.stream_id, seconds_ago, did, None, None, action.why)
 
 
-def _candidate(state: SlotState, circuits: Circuits, stream: Stream | None) -> Candidate:
+def _candidate(state: SlotState, circuits: Circuits, stream: Stream | None, now: float) -> Candidate:
     circuit = state.circuit
     circuit_id = circuit.circuit_id if circuit is not None else None
     is_tried = stream is not None and circuit_id in stream.tried
@@ -133,17 +134,20 @@ def _candidate(state: SlotState, circuits: Circuits, stream: Stream | None) -> C
         streams=circuit.streams if circuit is not None else 0,
         max_streams=state.slot.max_streams,
         takes_streams=takes_streams,
-        why="could not connect this stream" if is_tried else _why(state, circuits),
+        why="could not connect this stream" if is_tried else _why(state, circuits, now),
     )
 
 
-def _why(state: SlotState, circuits: Circuits) -> str:
+def _why(state: SlotState, circuits: Circuits, now: float) -> str:
     if state.circuit is None:
         return "is being built" if state.retry_at is None else "waits to be built again"
     if state.circuit.is_candidate:
         return "takes streams in its turn"
     if state.slot.name in circuits.drained:
         return "drained by the operator"
+    until = circuits.ejected_until(state.circuit)
+    if until is not None:
+        return f"ejected for {max(0.0, until - now):.0f} s more: streams in a row failed on it"
     if state.slot.role is Role.BACKUP and not circuits.backups_serve:
         return "backup, and enough active circuits are there"
     return "full"

@@ -28,6 +28,7 @@ from circuitloom.policy.types import (
 from circuitloom.pool.blame import Blame
 from circuitloom.pool.builder import Builder
 from circuitloom.pool.circuits import Circuits
+from circuitloom.pool.ejections import Ejections
 from circuitloom.pool.keys import Keys
 from circuitloom.pool.slots import Circuit
 from circuitloom.pool.streams import Stream
@@ -54,6 +55,7 @@ class Dispatcher(StreamTable):
     ) -> None:
         super().__init__(policy, keys=keys, builder=builder, emit=emit)
         self._blame = Blame()
+        self._ejections = Ejections(emit)
         self.is_in_charge = False
 
     def serve_waiting(self) -> None:
@@ -81,15 +83,18 @@ class Dispatcher(StreamTable):
 
     def next_deadline(self) -> float | None:
         """When ``handle_deadline`` wants to be called (seconds of the pool's clock)."""
-        deadline = self.waiting.next_deadline()
         patience = self.policy.failover.redispatch_seconds
         sent_at = None if patience is None else self._unanswered.next_sent_at()
-        if patience is None or sent_at is None:
-            return deadline
-        return sent_at + patience if deadline is None else min(deadline, sent_at + patience)
+        deadlines = (
+            self.waiting.next_deadline(),
+            self._ejections.next_deadline(),
+            None if patience is None or sent_at is None else sent_at + patience,
+        )
+        return min((deadline for deadline in deadlines if deadline is not None), default=None)
 
     def handle_deadline(self) -> None:
         """Those that waited long enough are Tor's; those that no circuit answered try another."""
+        self._ejections.handle_deadline(now=self.now)
         patience = self.policy.failover.redispatch_seconds
         if patience is not None:
             for stream in self._unanswered.overdue(sent_before=self.now - patience):
@@ -226,6 +231,8 @@ class Dispatcher(StreamTable):
         """The stream failed on the circuit: find out whose fault that is."""
         if self._blame.fail(stream.target, circuit, now=self.now):
             circuit.slot.owner.replace(circuit)
+        if not self._blame.is_destinations(stream.target, now=self.now):
+            self.is_reshuffled |= self._ejections.fail(circuit, now=self.now)
 
     def _give_up(self, stream: Stream) -> None:
         why = f"failed on {stream.failures} circuits"

@@ -18,7 +18,7 @@ class CircuitSnapshot:
         role: ``active`` or ``backup``.
         weight: As the policy says.
         max_streams: As the policy says.
-        state: ``built``, ``building``, ``backoff``, ``drained``, ``draining`` or ``idle``.
+        state: ``built``, ``building``, ``backoff``, ``drained``, ``ejected``, ``draining`` or ``idle``.
         circuit_id: Tor's id, once there is one.
         path: Nicknames (or fingerprints) of its relays, first hop first.
         streams: Streams on it now.
@@ -103,13 +103,16 @@ def _snapshot_key(circuits: Circuits, now: float) -> list[CircuitSnapshot]:
 
 
 def _weight(state: SlotState) -> int:
-    """What counts of its weight: nothing while it is drained."""
-    return 0 if state.slot.name in state.owner.drained else state.slot.weight
+    """What counts of its weight: nothing while it is drained or ejected."""
+    is_out = state.slot.name in state.owner.drained or _word(state) == "ejected"
+    return 0 if is_out else state.slot.weight
 
 
 def _word(state: SlotState) -> str:
     if state.circuit is not None:
-        return "drained" if state.slot.name in state.owner.drained else "built"
+        if state.slot.name in state.owner.drained:
+            return "drained"
+        return "built" if state.owner.ejected_until(state.circuit) is None else "ejected"
     if state.building is not None:
         return "building"
     return "idle" if state.retry_at is None else "backoff"

@@ -44,6 +44,8 @@ class StreamTable:
         now: The time (seconds of the pool's clock), set before each event.
         streams: By Tor's id.
         waiting: Those that are held.
+        is_reshuffled: Whether a circuit was taken out since this was last set to False, so that others may
+            serve those that wait.
         freed: Circuits with room again while streams wait for some.
         attached_total: Attachments so far.
         released_total: Streams handed to Tor so far.
@@ -63,6 +65,7 @@ class StreamTable:
         self.streams: dict[StreamId, Stream] = {}
         self.waiting = Waiting()
         self.freed: list[Circuit] = []
+        self.is_reshuffled = False
         self.attached_total = 0
         self.released_total = 0
         self.failed_total = 0
@@ -154,6 +157,7 @@ class StreamTable:
             if self.policy.balance.isolation is Isolation.TOR and (is_news or circuit.key is None):
                 # What was there before us Tor judged by the streams that were there, so it has their key.
                 circuit.slot.owner.mark(circuit, stream.key or UNKNOWN_KEY)
+                self.is_reshuffled |= bool(self.waiting) and circuit.state is CircuitState.DRAINING
 
     def _take_off(self, stream: Stream) -> None:
         self._queues.remove(stream)

@@ -3,14 +3,16 @@
 Rules of this file:
 
 * A circuit is in the chooser exactly while it may take a stream: BUILT, below its limit, in a tier in use.
-* Backup circuits serve while fewer active ones than the floor are BUILT, and no longer.
+* Backup circuits serve while fewer active ones than the floor are BUILT and not ejected, and no longer.
+* Of the circuits that count in a tier at least one is not ejected, so there is always one that may serve.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Iterable
 
-from circuitloom.model import CircuitId
+from circuitloom.health import Ejector
+from circuitloom.model import Action, Announce, CircuitId, Severity
 from circuitloom.policy.types import Policy, Role
 from circuitloom.pool.builder import Builder
 from circuitloom.pool.choosing import Choosers
@@ -24,20 +26,30 @@ class Tiers:
         policy: What to keep.
         drained: Names of slots that take no new streams now.
         builder: Knows the circuits by id.
+        emit: Takes each action, in order.
 
     Attributes:
         drained: Changed by whoever gave it.
         slots: By name; a subclass fills it and then calls ``_slots_changed``.
-        active_built: How many active circuits are BUILT and not drained.
+        active_built: How many active circuits are BUILT, not drained and not ejected.
         backup_built: How many backup ones are.
     """
 
-    def __init__(self, policy: Policy, *, drained: Collection[str], builder: Builder) -> None:
+    def __init__(
+        self,
+        policy: Policy,
+        *,
+        drained: Collection[str],
+        builder: Builder,
+        emit: Callable[[Action], None],
+    ) -> None:
         self.drained = drained
         self._builder = builder
+        self._emit = emit
         self._min_active = policy.failover.min_active
         self._policy = policy
         self._chooser = Choosers(policy, builder.uniform)
+        self._ejector = Ejector[Circuit](policy.health.eject)
         self.slots: dict[str, SlotState] = {}
         self._outgoing: dict[str, Circuit] = {}
         self._members: dict[Circuit, None] = {}
@@ -51,8 +63,9 @@ class Tiers:
 
     @property
     def is_ready(self) -> bool:
-        """Whether enough circuits are BUILT to begin with."""
-        return self.active_built + (self.backup_built if self.backups_serve else 0) >= self._floor
+        """Whether enough circuits are BUILT to begin with; for ejected ones others serve."""
+        serving = self.active_built + (self.backup_built if self.backups_serve else 0)
+        return serving + len(self._ejector.out) >= self._floor
 
     @property
     def is_usable(self) -> bool:
@@ -66,6 +79,7 @@ class Tiers:
         return any(
             (state := self.slots.get(name)) is not None
             and state.circuit is not None
+            and state.circuit not in self._ejector.out
             and (state.slot.role is Role.ACTIVE or self.backups_serve)
             for name in names
         ) or not names.isdisjoint(self._outgoing)
@@ -116,6 +130,42 @@ class Tiers:
                 return circuit
         return None
 
+    # --- health --------------------------------------------------------------------------------------------
+
+    def succeed(self, circuit: Circuit) -> None:
+        """A stream was connected on the circuit."""
+        self._ejector.succeed(circuit)
+
+    def fail(self, circuit: Circuit, *, now: float) -> float | None:
+        """A stream failed on the circuit, by the circuit's fault.
+
+        Args:
+            circuit: Which.
+            now: The time (seconds of the pool's clock).
+
+        Returns:
+            Until when it is ejected from now on (seconds of the pool's clock); None if it is not.
+        """
+        until = self._ejector.fail(circuit, now=now)
+        if until is not None:
+            self._tiers_changed(circuit.slot, -1)
+            self._offer(circuit)
+        return until
+
+    def readmit_due(self, *, now: float) -> None:
+        """Those whose time is over take streams again."""
+        self._readmit(self._ejector.due(now=now))
+
+    def ejected_until(self, circuit: Circuit) -> float | None:
+        """When an ejected circuit takes streams again (seconds of the pool's clock); None if it does now."""
+        return self._ejector.until(circuit)
+
+    def _readmit(self, circuits: Iterable[Circuit]) -> None:
+        for circuit in circuits:
+            self._tiers_changed(circuit.slot, +1)
+            self._offer(circuit)
+            self._say(f"circuit {circuit.label} takes streams again")
+
     # --- what a subclass tells -----------------------------------------------------------------------------
 
     def _count_changed(self, circuit: Circuit) -> None:
@@ -150,6 +200,7 @@ class Tiers:
             circuit.state is CircuitState.BUILT
             and circuit.streams < slot.max_streams
             and slot.name not in self.drained
+            and circuit not in self._ejector.out
             and (slot.role is Role.ACTIVE or self.backups_serve or slot.name in self._outgoing)
         )
 
@@ -171,6 +222,20 @@ class Tiers:
         else:
             self._chooser.remove(slot.name)
 
+    def _join(self, circuit: Circuit) -> None:
+        """The circuit serves in its slot from now on."""
+        if self._is_kept(circuit.slot) and self._counts(circuit.slot):
+            self._ejector.add(circuit)
+        self._tiers_changed(circuit.slot, +1)
+
+    def _leave(self, circuit: Circuit) -> None:
+        """The circuit serves no longer; of fewer circuits fewer may be ejected."""
+        was_ejected = circuit in self._ejector.out
+        back = self._ejector.remove(circuit)
+        if not was_ejected:
+            self._tiers_changed(circuit.slot, -1)
+        self._readmit(back)
+
     def _tiers_changed(self, state: SlotState, change: int) -> None:
         """Count a circuit in its tier; when the floor is crossed, backup circuits join or leave."""
         if not self._is_kept(state) or not self._counts(state):
@@ -188,9 +253,16 @@ class Tiers:
     def _restart_chooser(self) -> None:
         """Start fair again, after weights, limits, tiers or the algorithm changed."""
         self._chooser = Choosers(self._policy, self._builder.uniform)
-        built = [state for state in self.slots.values() if state.circuit and self._counts(state)]
-        self.active_built = sum(1 for state in built if state.slot.role is Role.ACTIVE)
-        self.backup_built = len(built) - self.active_built
+        built = [state.circuit for state in self.slots.values() if state.circuit and self._counts(state)]
+        back = self._ejector.keep(built)
+        roles = [circuit.slot.slot.role for circuit in built if circuit not in self._ejector.out]
+        self.active_built = roles.count(Role.ACTIVE)
+        self.backup_built = roles.count(Role.BACKUP)
         for circuit in self._members:
             circuit.is_candidate = False
             self._offer(circuit)
+        for circuit in back:
+            self._say(f"circuit {circuit.label} takes streams again")
+
+    def _say(self, message: str) -> None:
+        self._emit(Announce(Severity.INFO, message))
