@@ -22,6 +22,7 @@ from circuitloom.model import (
     AttachRefused,
     BuildAccepted,
     BuildRefused,
+    CircuitAdopted,
     CircuitEvent,
     CircuitId,
     CircuitOrdered,
@@ -43,6 +44,7 @@ from circuitloom.model import (
     TakeOverRefused,
 )
 from circuitloom.policy.types import Policy, WhenContended, WhenExceeded, WhenNone
+from circuitloom.pool.adoption import adopt, fault_of
 from circuitloom.pool.attacher import Attacher
 from circuitloom.pool.builder import Builder
 from circuitloom.pool.built import built_circuits
@@ -106,6 +108,7 @@ class Pool:
             Reserved: self._on_reserved,
             StopRequested: self._on_stop,
             CircuitOrdered: self._on_ordered,
+            CircuitAdopted: self._on_adopted,
             DeadlinePassed: self._on_deadline,
         }
 
@@ -197,6 +200,12 @@ class Pool:
             circuit.slot.owner.condemn(circuit, now=now)
             self._evaluate(now)
         return actions
+
+    def why_not_adopted(self, event: CircuitAdopted) -> str | None:
+        """What the pool has against this circuit; None: it takes it when it is given the event."""
+        if self._attachment not in {Attachment.RELEASED, Attachment.BALANCING}:
+            return "the agent is not connected to Tor, or stopping"
+        return fault_of(event, self._policy, keys=self._keys, builder=self._builder)
 
     def explain(self, stream_id: StreamId | None, *, now: float) -> Explanation:
         """Why this stream, or each of the last ones, went where it went."""
@@ -375,6 +384,17 @@ class Pool:
     def _on_ordered(self, event: CircuitOrdered, _now: float) -> None:
         self._policy = carry_out(event, self._policy, keys=self._keys, builder=self._builder, emit=self._emit)
         self._attacher.replace_policy(self._policy)
+
+    def _on_adopted(self, event: CircuitAdopted, now: float) -> None:
+        fault = self.why_not_adopted(event)
+        if fault is not None:
+            what = f"circuit {event.line.circuit_id} is not adopted as {event.name}"
+            self._emit(Announce(Severity.WARNING, f"{what}: {fault}"))
+            return
+        adopt(event, keys=self._keys, now=now)
+        for stream in event.streams:
+            if stream.circuit_id == event.line.circuit_id:
+                self._attacher.locate(stream)
 
     def _on_stop(self, _event: StopRequested, now: float) -> None:
         if self._attachment in {Attachment.RELEASED, Attachment.BALANCING}:
