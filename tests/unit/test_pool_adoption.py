@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 
 from circuitloom import wire
-from circuitloom.model import CircuitAdopted, Disconnected, Order, Purpose
+from circuitloom.model import CircuitAdopted, Disconnected, Order, Purpose, SignalReceived
 from circuitloom.model import CircuitOrdered as Ordered
-from circuitloom.policy.types import Adopt, Keys, Policy, Role, Slot
+from circuitloom.policy.types import Adopt, Keys, Policy, Role, Slot, WhenFull
 from unit.pool_driver import (
     GIVE_BACK,
     PATH,
@@ -18,6 +18,7 @@ from unit.pool_driver import (
     built,
     closed,
     created,
+    detached,
     isolating,
     keys_of,
     opened,
@@ -158,6 +159,15 @@ def test_orders_to_close_or_replace_leave_it_alone_and_a_drain_holds() -> None:
     assert driver.tell(*opened(1)) == ["ATTACHSTREAM 1 30; own"]
 
 
+def test_one_that_failed_a_stream_is_not_replaced_before_it_closes() -> None:
+    driver = adopting(ALONE)
+    driver.tell(*opened(1), *detached(1, 70))
+
+    for _ in range(3):
+        assert not [command for command in driver.wait(60) if command.startswith("EXTENDCIRCUIT")]
+    assert driver.circuit("paid").circuit_id == "70"
+
+
 @pytest.mark.parametrize(
     ("line", "why"),
     [
@@ -212,8 +222,9 @@ def test_a_controller_circuit_may_be_adopted() -> None:
 def test_streams_that_are_on_it_already_are_counted() -> None:
     driver = Driver(BESIDE)
     driver.connect()
+    driver.tell(*opened(8), sent(8, 70))
     driver.build(30)
-    driver.tell("STREAM 8 SENTCONNECT 70 example.com:80", *opened(6))
+    driver.tell(*opened(6))
     streams = (
         "7 SUCCEEDED 70 example.com:80\n8 SUCCEEDED 70 example.com:80\n9 SENTCONNECT 70 example.com:80\n"
         "10 SUCCEEDED 30 example.com:80\n11 DETACHED 70 example.com:80"
@@ -223,6 +234,22 @@ def test_streams_that_are_on_it_already_are_counted() -> None:
     assert driver.circuit("paid").streams == 3
     driver.tell(closed(7), closed(8), closed(9))
     assert driver.circuit("paid").streams == 0
+
+
+def test_a_stream_that_waits_here_is_left_to_the_events() -> None:
+    policy = policy_of(
+        Slot("own", max_streams=1),
+        Slot("paid", max_streams=1, adopt=Adopt()),
+        when_full=WhenFull.QUEUE,
+    )
+    driver = Driver(policy)
+    driver.build(*range(30, 30 + len(driver.connect())))
+    driver.tell(*opened(1), *opened(2))
+
+    # Another controller has attached stream 2; its SENTCONNECT is still to be read.
+    adopt(driver, built(70), "2 SENTCONNECT 70 example.com:80")
+    driver.tell(sent(2, 70))
+    assert driver.circuit("paid").streams == 1
 
 
 # --- keys ---------------------------------------------------------------------------------------------------
@@ -260,6 +287,17 @@ def test_one_that_tor_gives_to_another_key_is_let_go() -> None:
 
     assert not [command for command in commands if command.startswith("CLOSECIRCUIT 70")]
     assert "70" not in {circuit.circuit_id for circuit in driver.snapshot().circuits if circuit.key == 0}
+
+
+def test_without_a_key_that_gets_streams_there_is_no_place() -> None:
+    driver = Driver(isolating("own", PAID, keys=Keys(max_circuits=1)))
+    driver.connect()
+    driver.build(30)
+    driver.tell(*opened(1, user="alice"))
+    driver.give(SignalReceived("NEWNYM"))
+    adopt(driver, built(70))
+
+    assert "no key that still gets streams has such a circuit" in driver.said[0]
 
 
 def test_with_some_slots_for_each_key_every_key_may_have_an_adopted_one() -> None:

@@ -14,6 +14,7 @@ from circuitloom.model import CircuitAdopted, CircuitEvent, CircuitStatus, Purpo
 from circuitloom.policy.types import Isolation, Policy
 from circuitloom.pool.builder import Builder
 from circuitloom.pool.keys import Keys
+from circuitloom.pool.slots import SlotState
 
 _SOCKS = ("SOCKS_USERNAME", "SOCKS_PASSWORD")
 
@@ -28,11 +29,11 @@ _WHY_NOT = {
 """By the first word of a purpose."""
 
 
-def fault_of(event: CircuitAdopted, policy: Policy, *, keys: Keys, builder: Builder) -> str | None:
-    """Why the circuit cannot be adopted, or None when it can.
+def place_for(event: CircuitAdopted, policy: Policy, *, keys: Keys, builder: Builder) -> SlotState | str:
+    """The slot that the circuit can take, or why there is none for it.
 
     Args:
-        event: The circuit, and the slot that it is for.
+        event: The circuit, and the policy's name of the slot that it is for.
         policy: The policy in force.
         keys: All circuits.
         builder: The circuits by id.
@@ -48,22 +49,8 @@ def fault_of(event: CircuitAdopted, policy: Policy, *, keys: Keys, builder: Buil
     fault = _unfit(event.line)
     if fault is None and policy.balance.isolation is Isolation.TOR:
         fault = _used(event)
-    if fault is None and keys.first_with(event.name) is None:
-        fault = "no key that still gets streams has such a circuit: raise balance.keys.max_circuits"
-    return fault
-
-
-def adopt(event: CircuitAdopted, *, keys: Keys, now: float) -> None:
-    """Put the circuit into its slot; ``fault_of`` has said that it fits.
-
-    Args:
-        event: The circuit, and the slot that it is for.
-        keys: All circuits.
-        now: The time (seconds of the pool's clock).
-    """
-    state = keys.first_with(event.name)
-    if state is not None:
-        state.owner.adopt_foreign(event.name, event.line, now=now)
+    no_place = "no key that still gets streams has such a circuit: raise balance.keys.max_circuits"
+    return fault or keys.first_with(event.name) or no_place
 
 
 def _unfit(line: CircuitEvent) -> str | None:
