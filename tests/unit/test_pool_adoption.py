@@ -153,6 +153,8 @@ def test_orders_to_close_or_replace_leave_it_alone_and_a_drain_holds() -> None:
     driver = adopting()
 
     assert driver.give(Ordered(Order.CLOSE, "paid")) == []
+    stays = "info: circuit paid stays where another controller built it: that one may close it"
+    assert driver.said == [stays]
     assert driver.give(Ordered(Order.ROTATE, "paid")) == []
     driver.give(Ordered(Order.DRAIN, "paid"))
     assert driver.circuit("paid").state == "drained"

@@ -56,9 +56,12 @@ def carry_out(
                 circuits.renew(name)
             message = f"circuit {name} is replaced as the operator asked, make before break"
         case _:
-            for circuit_id, circuit in builder.by_id.items():
-                if circuit.slot.slot.name == name and not circuit.is_adopted:
+            named = [circuit for circuit in builder.by_id.items() if circuit[1].slot.slot.name == name]
+            for circuit_id, circuit in named:
+                if not circuit.is_adopted:
                     emit(CloseCircuit(circuit_id, is_forced=True))
             message = f"circuit {name} is closed with its streams as the operator asked"
+            if any(circuit.is_adopted for _, circuit in named):
+                message = f"circuit {name} stays where another controller built it: that one may close it"
     emit(Announce(Severity.INFO, message))
     return policy
