@@ -20,7 +20,7 @@ import os
 import socket
 import stat
 import struct
-from collections.abc import Callable, Collection, Generator, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Collection, Generator, Iterator, Mapping
 from typing import Any
 
 from circuitloom.errors import AdminError, CannotCreate, reason_of
@@ -52,7 +52,8 @@ TELL_SECONDS = 60.0
 
 _EVENTS = "events"
 
-Command = Callable[[Mapping[str, Any]], Mapping[str, Any]]
+Answer = Mapping[str, Any]
+Command = Callable[[Mapping[str, Any]], Answer | Awaitable[Answer]]
 _log = logging.getLogger(__name__)
 
 
@@ -61,7 +62,8 @@ class AdminServer:
 
     Args:
         path: Where the socket is made.
-        commands: By name; one that raises AdminError is answered with its text.
+        commands: By name; one that raises AdminError is answered with its text. One that has to wait keeps
+            only its own client waiting.
         changing: Names of those that change something.
     """
 
@@ -180,7 +182,7 @@ class AdminServer:
                     line = await reader.readline()
                     if not line:
                         break
-                    writer.write(json.dumps(self._answer(line, writer)).encode() + b"\n")
+                    writer.write(json.dumps(await self._answer(line, writer)).encode() + b"\n")
                     await writer.drain()
         except ValueError:
             writer.write(
@@ -194,7 +196,7 @@ class AdminServer:
             with contextlib.suppress(OSError):
                 await writer.wait_closed()
 
-    def _answer(self, line: bytes, writer: asyncio.StreamWriter) -> Mapping[str, Any]:
+    async def _answer(self, line: bytes, writer: asyncio.StreamWriter) -> Answer:
         try:
             name, request = self._read(line)
             if name == _EVENTS:
@@ -202,7 +204,8 @@ class AdminServer:
                 return {"command": _EVENTS}
             if name in self._changing:
                 _log.info("%s was asked for by %s", name, _peer(writer))
-            return self._commands[name](request)
+            answer = self._commands[name](request)
+            return await answer if isinstance(answer, Awaitable) else answer
         except AdminError as error:
             return {"error": str(error)}
 

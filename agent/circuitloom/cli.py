@@ -176,6 +176,12 @@ def _order(options: argparse.Namespace) -> int:
     return 0
 
 
+def _adopt(options: argparse.Namespace) -> int:
+    request = {"command": "adopt", "name": options.name, "circuit": options.circuit}
+    ask(_admin_path(options), request)
+    return 0
+
+
 def _reload(options: argparse.Namespace) -> int:
     answer = ask(_admin_path(options), {"command": "reload", "plan": options.plan})
     if answer["faults"]:
@@ -304,6 +310,21 @@ def _add_orders(commands: Any) -> None:  # noqa: ANN401 - argparse's class of it
             command.add_argument("weight", metavar="N", type=int, help="from 1 to 1000")
         _add_socket(command)
         command.set_defaults(command=_order, name_of_command=order.value)
+    adopt = commands.add_parser(
+        "adopt",
+        help="take a circuit that another controller built",
+        description=(
+            "Give the running agent a circuit of another controller, for a circuit of the policy that has "
+            "`adopt`. Tor is asked first, and the circuit serves when this ends with 0; one that was there "
+            "before drains. The agent never closes it."
+        ),
+    )
+    adopt.add_argument("name", metavar="NAME", help="the circuit, as the policy names it")
+    adopt.add_argument(
+        "circuit", metavar="CIRCUIT_ID", help="Tor's id of it, from EXTENDCIRCUIT or circuit-status"
+    )
+    _add_socket(adopt)
+    adopt.set_defaults(command=_adopt)
     reload = commands.add_parser(
         "reload",
         help="have the running agent read its policy again",

@@ -167,6 +167,7 @@ class RecordedCircuit:
         is_used: Whether it was known to carry its key's streams.
         number: Of the key it is for; circuits of one key have one number.
         key: The keyed hash of that key; None: nobody's yet.
+        is_adopted: Whether another controller built it.
     """
 
     name: str
@@ -176,6 +177,7 @@ class RecordedCircuit:
     is_used: bool
     number: int
     key: str | None
+    is_adopted: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,6 +257,21 @@ class CircuitOrdered:
     order: Order
     name: str
     weight: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class CircuitAdopted:
+    """The operator gave a circuit that another controller built to a slot; this is what Tor says of it.
+
+    Attributes:
+        name: The policy's name of the slot.
+        line: Its line of ``GETINFO circuit-status``.
+        streams: The lines of ``GETINFO stream-status``, of all circuits.
+    """
+
+    name: str
+    line: CircuitEvent
+    streams: tuple[StreamEvent, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -361,6 +378,7 @@ Event = (
     | Reserved
     | StopRequested
     | CircuitOrdered
+    | CircuitAdopted
     | DeadlinePassed
 )
 

@@ -9,11 +9,11 @@ Rules of this file:
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from circuitloom.errors import AdminError, PolicyError
-from circuitloom.model import CircuitOrdered, Order, StreamId
+from circuitloom.model import CircuitId, CircuitOrdered, Order, StreamId
 from circuitloom.policy.types import Policy, Slot
 from circuitloom.pool import Explanation
 
@@ -22,7 +22,7 @@ MAX_WEIGHT = 1000
 
 DEFAULT_DECISIONS = 20
 
-CHANGING = frozenset({*Order, "reload"})
+CHANGING = frozenset({*Order, "adopt", "reload"})
 """Commands that change something: who gave them is logged."""
 
 Request = Mapping[str, Any]
@@ -40,6 +40,7 @@ class Agent:
         read: Reads the policy file anew; raises PolicyError.
         apply: Puts a policy into force.
         explain: What was decided on this stream, or on the last ones.
+        adopt: Takes another controller's circuit into the slot of this name; raises AdminError.
     """
 
     policy: Callable[[], Policy]
@@ -48,9 +49,10 @@ class Agent:
     read: Callable[[], Policy]
     apply: Callable[[Policy], None]
     explain: Callable[[StreamId | None], Explanation]
+    adopt: Callable[[str, CircuitId], Awaitable[None]]
 
 
-def commands(agent: Agent) -> dict[str, Callable[[Request], Answer]]:
+def commands(agent: Agent) -> dict[str, Callable[[Request], Answer | Awaitable[Answer]]]:
     """Every command by its name; ``events`` is the server's own."""
 
     def order(what: Order) -> Callable[[Request], Answer]:
@@ -61,6 +63,11 @@ def commands(agent: Agent) -> dict[str, Callable[[Request], Answer]]:
 
         return give
 
+    async def adopt(request: Request) -> Answer:
+        name, circuit_id = _read_adoption(request, agent.policy())
+        await agent.adopt(name, circuit_id)
+        return {"command": "adopt", "name": name, "circuit": circuit_id}
+
     def reload(request: Request) -> Answer:
         return _reload(agent, is_plan_only=_read_flag(request, "plan"))
 
@@ -69,6 +76,7 @@ def commands(agent: Agent) -> dict[str, Callable[[Request], Answer]]:
 
     return {
         "status": lambda _request: agent.status(),
+        "adopt": adopt,
         "reload": reload,
         "explain": explain,
         **{what.value: order(what) for what in Order},
@@ -80,11 +88,11 @@ def plan(old: Policy, new: Policy) -> dict[str, list[str]]:
 
     Returns:
         ``kept`` as they are, ``changed`` (weight, limit or role) in place, ``built`` (also anew, for
-        another path) and ``drained``.
+        another path), ``awaited`` from another controller, and ``drained``.
     """
     before = {slot.name: slot for slot in old.slots}
     after = {slot.name: slot for slot in new.slots}
-    words: dict[str, list[str]] = {"kept": [], "changed": [], "built": [], "drained": []}
+    words: dict[str, list[str]] = {"kept": [], "changed": [], "built": [], "awaited": [], "drained": []}
     for name, slot in after.items():
         words[_fate(before.get(name), slot)].append(name)
     words["drained"] = [name for name in before if name not in after]
@@ -92,25 +100,47 @@ def plan(old: Policy, new: Policy) -> dict[str, list[str]]:
 
 
 def _fate(before: Slot | None, after: Slot) -> str:
-    if before is None or before.path != after.path:
+    if before is None and after.adopt is not None:
+        return "awaited"
+    is_given_back = before is not None and before.adopt is not None and after.adopt is None
+    if before is None or is_given_back or before.path != after.path:
         return "built"
     return "kept" if before == after else "changed"
 
 
 def _read_order(what: Order, request: Request, policy: Policy) -> CircuitOrdered:
-    name = request.get("name")
-    names = [slot.name for slot in policy.slots]
-    if not isinstance(name, str):
-        raise AdminError(f'{what} needs the name of a circuit: {{"command": "{what}", "name": "{names[0]}"}}')
-    if name not in names:
-        shown = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
-        raise AdminError(f"the policy names no such circuit; there are: {shown}")
+    slot = _read_slot(what, request, policy)
+    name = slot.name
+    if what in {Order.ROTATE, Order.CLOSE} and slot.adopt is not None and not slot.adopt.rebuild:
+        raise AdminError("another controller builds and closes this circuit: adopt another, or drain it")
     if what is not Order.WEIGHT:
         return CircuitOrdered(what, name)
     weight = request.get("weight")
     if not isinstance(weight, int) or isinstance(weight, bool) or not 1 <= weight <= MAX_WEIGHT:
         raise AdminError(f"weight is a whole number from 1 to {MAX_WEIGHT}; to take a circuit out, drain it")
     return CircuitOrdered(what, name, weight)
+
+
+def _read_slot(command: str, request: Request, policy: Policy) -> Slot:
+    name = request.get("name")
+    names = [slot.name for slot in policy.slots]
+    if not isinstance(name, str):
+        example = f'{{"command": "{command}", "name": "{names[0]}"}}'
+        raise AdminError(f"{command} needs the name of a circuit: {example}")
+    if name not in names:
+        shown = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
+        raise AdminError(f"the policy names no such circuit; there are: {shown}")
+    return policy.slots[names.index(name)]
+
+
+def _read_adoption(request: Request, policy: Policy) -> tuple[str, CircuitId]:
+    slot = _read_slot("adopt", request, policy)
+    if slot.adopt is None:
+        raise AdminError(f"the agent builds {slot.name} itself: give it `adopt` in the policy")
+    circuit_id = request.get("circuit")
+    if not (isinstance(circuit_id, str) and circuit_id.isascii() and circuit_id.isalnum()):
+        raise AdminError("circuit is the id that Tor gave it, as a string")
+    return slot.name, CircuitId(circuit_id)
 
 
 def _read_flag(request: Request, name: str) -> bool:

@@ -24,6 +24,7 @@ from typing import Any
 
 from circuitloom import logs, wire
 from circuitloom.admin import AdminServer
+from circuitloom.adopting import adopt_circuit
 from circuitloom.conductor import Conductor, ConductorEvents
 from circuitloom.errors import CircuitloomError, ControlUnreachable, PolicyError
 from circuitloom.link import RESERVED_OPTIONS, Link, LinkEvents
@@ -37,6 +38,7 @@ from circuitloom.model import (
     BuildAccepted,
     BuildCircuit,
     BuildRefused,
+    CircuitAdopted,
     CircuitId,
     CircuitStatus,
     CloseCircuit,
@@ -128,6 +130,9 @@ class Service:
             read=lambda: read_policy(self._policy_path),
             apply=self._apply,
             explain=lambda stream_id: self._pool.explain(stream_id, now=self._loop.time()),
+            adopt=lambda name, circuit_id: adopt_circuit(
+                self._link.session, name, circuit_id, self._take_adopted
+            ),
         )
         self._admin = AdminServer(
             policy.admin.socket, commands(agent) | {"rounds": self._conductor.answer}, changing=CHANGING
@@ -327,6 +332,14 @@ class Service:
         self._admin.publish(
             {"time": round(time.time(), 3), "severity": action.severity, "message": action.message}
         )
+
+    def _take_adopted(self, event: CircuitAdopted) -> str | None:
+        fault = self._pool.why_not_adopted(event)
+        if fault is None:
+            self._handle(event)
+            self._save_state()
+            self._conductor.look()
+        return fault
 
     # --- status --------------------------------------------------------------------------------------------
 

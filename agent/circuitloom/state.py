@@ -105,10 +105,15 @@ def _read(document: Any) -> tuple[RecordedCircuit, ...]:  # noqa: ANN401 - whate
 def _read_circuit(item: Any) -> RecordedCircuit:  # noqa: ANN401 - the same
     name, circuit_id, created, key = item["name"], item["circuit_id"], item["created"], item["key"]
     path, is_used, number = item["path"], item["is_used"], item["number"]
+    # An agent that knew no adopted circuits wrote nothing of them.
+    is_adopted = item.get("is_adopted", False)
     is_text = all(isinstance(value, str) for value in (name, circuit_id, created, *path))
     is_key = key is None or isinstance(key, str)
-    if not (is_text and is_key and isinstance(is_used, bool) and isinstance(number, int)):
+    are_flags = isinstance(is_used, bool) and isinstance(is_adopted, bool)
+    if not (is_text and is_key and are_flags and isinstance(number, int)):
         raise ValueError("a value of the wrong type")
     if not (isinstance(path, list) and 0 <= number < 1 << 53):
         raise ValueError("a value out of range")
-    return RecordedCircuit(name, CircuitId(circuit_id), created, tuple(path), is_used, number, key)
+    return RecordedCircuit(
+        name, CircuitId(circuit_id), created, tuple(path), is_used, number, key, is_adopted
+    )

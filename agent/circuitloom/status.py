@@ -36,7 +36,10 @@ def status_line(snapshot: PoolSnapshot, policy: Policy, disconnected_reason: str
 
 def _state_line(snapshot: PoolSnapshot, policy: Policy, disconnected_reason: str) -> str:
     built = sum(1 for circuit in snapshot.circuits if circuit.state == "built")
-    wanted = sum(1 for circuit in snapshot.circuits if circuit.state != "draining")
+    # One that nobody has adopted yet is not missed.
+    wanted = sum(
+        1 for c in snapshot.circuits if c.state != "draining" and not (c.is_adopted and c.state == "idle")
+    )
     keys = len({circuit.key for circuit in snapshot.circuits if circuit.state != "draining"})
     for_keys = f" for {keys} keys" if keys > 1 else ""
     match snapshot.state:
@@ -170,6 +173,7 @@ def plan_text(plan: Mapping[str, Sequence[str]]) -> str:
         "kept": "kept with its streams",
         "changed": "kept, with another weight, limit or role",
         "built": "built anew, make before break",
+        "awaited": "waits until a circuit is adopted",
         "drained": "drained: no new streams, closed when empty",
     }
     rows = [(name, words[fate]) for fate in words for name in plan[fate]]
@@ -179,6 +183,8 @@ def plan_text(plan: Mapping[str, Sequence[str]]) -> str:
 
 def _row(circuit: Mapping[str, Any]) -> tuple[str, ...]:
     name = circuit["name"] + (" (backup)" if circuit["role"] == "backup" else "")
+    # An agent of another version may not tell.
+    name += " (adopted)" if circuit.get("is_adopted") else ""
     age = circuit["age_seconds"]
     return (
         name,

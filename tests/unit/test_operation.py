@@ -9,13 +9,15 @@ from pathlib import Path
 
 import pytest
 
+from circuitloom import adopting
 from circuitloom.admin import ask, follow
 from circuitloom.cli import main
 from circuitloom.errors import AdminError
 from circuitloom.operation import plan
-from circuitloom.policy.types import Policy, Slot
+from circuitloom.policy.types import Adopt, Policy, Slot
 from unit.fake_control_port import FakeControlPort
-from unit.service_driver import TAKE_OVER, change_policy, open_stream, serve
+from unit.pool_driver import built
+from unit.service_driver import TAKE_OVER, change_policy, open_stream, serve, status
 
 MARKED = "marked-destination.example:443"
 
@@ -141,6 +143,68 @@ def test_explain_tells_the_decision_and_no_destination(
     assert "marked" not in out
 
 
+def test_a_circuit_of_another_controller_is_adopted_and_a_wrong_one_refused(
+    policy_path: Path,
+    fake: FakeControlPort,
+    log: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    change_policy(policy_path, "{name: backup}]", "{name: backup}, {name: paid, adopt: {}}]")
+
+    def script() -> None:
+        fake.wait_for(TAKE_OVER)
+        answer = f"250+circuit-status=\r\n{built(70)}\r\n.\r\n250-stream-status=\r\n250 OK\r\n"
+        fake.answers["GETINFO circuit-status"] = answer
+        assert command(policy_path, "adopt", "paid", "71") == 69
+        assert command(policy_path, "adopt", "primary", "70") == 69
+        assert command(policy_path, "rotate", "paid") == 69
+        assert command(policy_path, "adopt", "paid", "7 0") == 69
+        assert command(policy_path, "adopt", "paid", "70") == 0
+        assert command(policy_path, "adopt", "paid", "70") == 69
+        circuits = status(policy_path)["circuits"]
+        assert [(c["name"], c["circuit_id"], c["is_adopted"]) for c in circuits][2] == ("paid", "70", True)
+        fake.answers["GETINFO circuit-status"] = "551 no\r\n"
+        assert command(policy_path, "adopt", "paid", "70") == 69
+
+    assert serve(policy_path, script) == 0
+
+    said = capsys.readouterr().err.splitlines()
+    for line, complaint in zip(
+        said,
+        (
+            "circuit 71 is not adopted as paid: Tor has no such circuit",
+            "the agent builds primary itself: give it `adopt` in the policy",
+            "another controller builds and closes this circuit",
+            "circuit is the id that Tor gave it, as a string",
+            "circuit 70 is not adopted as paid: it is in the pool already, as paid",
+            "circuit 70 is not adopted as paid: Tor refused to tell its circuits (no)",
+        ),
+        strict=True,
+    ):
+        assert complaint in line
+    assert "circuit paid (70) adopted: alpha, beta, gamma" in log.messages
+    assert not fake.count("CLOSECIRCUIT 70")
+
+
+def test_nothing_is_adopted_when_tor_is_away_or_silent(
+    policy_path: Path,
+    fake: FakeControlPort,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(adopting, "ANSWER_SECONDS", 0.1)
+    change_policy(policy_path, "{name: backup}]", "{name: backup}, {name: paid, adopt: {}}]")
+
+    def script() -> None:
+        fake.wait_for(TAKE_OVER)
+        fake.answers["GETINFO circuit-status"] = None
+        assert command(policy_path, "adopt", "paid", "70") == 69
+
+    assert serve(policy_path, script) == 0
+
+    assert "Tor did not answer: nothing is adopted" in capsys.readouterr().err
+
+
 def test_events_are_followed_and_tell_no_destination(
     operate: Operate, policy_path: Path, fake: FakeControlPort
 ) -> None:
@@ -191,11 +255,21 @@ def test_a_wrong_command_says_what_is_wrong_and_changes_nothing(
 
 def test_a_plan_names_the_fate_of_each_circuit() -> None:
     old = Policy((Slot("same"), Slot("heavier"), Slot("moved"), Slot("gone")))
-    new = Policy((Slot("same"), Slot("heavier", weight=2), Slot("moved", path=("A" * 40,)), Slot("new")))
+    new = Policy(
+        (
+            Slot("same"),
+            Slot("heavier", weight=2),
+            Slot("moved", path=("A" * 40,)),
+            Slot("new"),
+            Slot("paid", adopt=Adopt()),
+        )
+    )
 
     assert plan(old, new) == {
         "kept": ["same"],
         "changed": ["heavier"],
         "built": ["moved", "new"],
+        "awaited": ["paid"],
         "drained": ["gone"],
     }
+    assert plan(Policy((Slot("paid", adopt=Adopt()),)), Policy((Slot("paid"),)))["built"] == ["paid"]

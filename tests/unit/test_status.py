@@ -130,6 +130,7 @@ def test_the_document_is_json_and_rounded() -> None:
         "share": 0.7512,
         "weight_share": 0.75,
         "key": 0,
+        "is_adopted": False,
     }
     assert shown["circuits"][1]["age_seconds"] is None
 

@@ -14,6 +14,7 @@ from circuitloom.policy.semantics import find_semantic_faults, find_warnings, sl
 from circuitloom.policy.source import decode, read_source
 from circuitloom.policy.types import (
     Admin,
+    Adopt,
     Algorithm,
     Balance,
     ColdStart,
@@ -80,11 +81,12 @@ def check_policy(data: bytes, *, name: str) -> tuple[Policy, tuple[Fault, ...]]:
     if faults:
         raise PolicyError(sorted(faults))
     written = to_data(document.root)
+    adopting = [index for index, entry in enumerate(written["circuits"]) if "adopt" in entry]
     filled = fill_defaults(written, load_schema())
     if "eject" not in written.get("health", {}):
         # Nobody is ejected by default: the section's other keys are only the schema's defaults.
         del filled["health"]["eject"]
-    policy = _build(filled)
+    policy = _build(filled, frozenset(adopting))
     return policy, tuple(sorted(find_warnings(document, policy)))
 
 
@@ -106,9 +108,18 @@ def read_policy(path: str | os.PathLike[str]) -> Policy:
     return parse_policy(read_source(path), name=os.fspath(path))
 
 
-def _build(data: dict[str, Any]) -> Policy:
-    """The dataclasses of a document without faults, with the schema's defaults filled in."""
-    slots = tuple(slot for entry in data["circuits"] for slot in _build_slots(entry, data["balance"]))
+def _build(data: dict[str, Any], adopting: frozenset[int]) -> Policy:
+    """The dataclasses of a document without faults, with the schema's defaults filled in.
+
+    Args:
+        data: The document.
+        adopting: Positions of the circuits with ``adopt``, whose defaults are filled in for all.
+    """
+    slots = tuple(
+        slot
+        for index, entry in enumerate(data["circuits"])
+        for slot in _build_slots(entry, data["balance"], is_adopted=index in adopting)
+    )
     active = sum(slot.role is Role.ACTIVE for slot in slots)
     rebuild, retry = data["failover"]["rebuild"], data["failover"]["retry"]
     redispatch = data["failover"]["redispatch"].get("after")
@@ -208,7 +219,7 @@ def _build_rounds(data: dict[str, Any]) -> Rounds | None:
     )
 
 
-def _build_slots(entry: dict[str, Any], balance: dict[str, Any]) -> list[Slot]:
+def _build_slots(entry: dict[str, Any], balance: dict[str, Any], *, is_adopted: bool) -> list[Slot]:
     path = entry["path"]
     return [
         Slot(
@@ -218,6 +229,7 @@ def _build_slots(entry: dict[str, Any], balance: dict[str, Any]) -> list[Slot]:
             path=None if path == "auto" else tuple(map(parse_fingerprint, path)),
             max_streams=entry.get("max_streams", balance["max_streams"]),
             purpose=Purpose(balance["purpose"]),
+            adopt=Adopt(entry["adopt"]["rebuild"]) if is_adopted else None,
         )
         for name in slot_names(entry["name"], entry["count"])
     ]

@@ -64,6 +64,7 @@ def find_semantic_faults(document: Document, faulty: frozenset[Path]) -> Iterato
     circuits = _read_circuits(known)
     yield from _weight_faults(known, circuits)
     yield from _path_faults(known, circuits)
+    yield from _adopt_faults(known, circuits)
     yield from _name_faults(known, circuits)
     yield from _number_faults(known, circuits)
     yield from find_rule_faults(document, faulty, _all_names(circuits))
@@ -324,6 +325,18 @@ def _path_faults(known: _Known, circuits: list[_Circuit]) -> Iterator[Fault]:
                 message = f"this relay is hop {hops[relay]} as well: a path goes through a relay once"
                 yield known.document.fault((*path, position), message)
             hops.setdefault(relay, position + 1)
+
+
+def _adopt_faults(known: _Known, circuits: list[_Circuit]) -> Iterator[Fault]:
+    for circuit in circuits:
+        if known.document.node_at(circuit.path("adopt")) is None:
+            continue
+        for key, why in (
+            ("path", "whoever builds the circuit chooses its relays"),
+            ("count", "each entry with it is one circuit"),
+        ):
+            if known.document.node_at(circuit.path(key)) is not None and known.is_sound(circuit.path(key)):
+                yield known.document.fault(circuit.path(key), f"does not go with `adopt`: {why}")
 
 
 def _name_faults(known: _Known, circuits: list[_Circuit]) -> Iterator[Fault]:

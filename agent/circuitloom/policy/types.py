@@ -267,6 +267,17 @@ class Balance:
 
 
 @dataclass(frozen=True, slots=True)
+class Adopt:
+    """A slot for a circuit that another controller builds.
+
+    Attributes:
+        rebuild: Whether the agent builds one itself when that closes.
+    """
+
+    rebuild: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Slot:
     """One circuit that the policy asks for; Tor's circuits come and go in it.
 
@@ -277,6 +288,7 @@ class Slot:
         path: Fingerprints (40 upper-case hex digits, no ``$``) from the first hop on, or None: Tor chooses.
         max_streams: How many streams it may carry at once.
         purpose: What it is to Tor.
+        adopt: Whether its circuit comes from elsewhere; None: the agent builds it.
     """
 
     name: str
@@ -285,6 +297,7 @@ class Slot:
     path: tuple[str, ...] | None = None
     max_streams: int = 256
     purpose: Purpose = Purpose.GENERAL
+    adopt: Adopt | None = None
 
 
 @dataclass(frozen=True, slots=True)

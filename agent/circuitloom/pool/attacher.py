@@ -110,6 +110,19 @@ class Attacher(Dispatcher):
                 stream.key = self._shared_key()
                 self._wait(stream)
 
+    def locate(self, line: StreamEvent) -> None:
+        """Count a stream on a circuit that has just been adopted; ``line`` is of stream-status."""
+        is_open = line.status is StreamStatus.SUCCEEDED
+        if not is_open and line.status not in {StreamStatus.SENTCONNECT, StreamStatus.SENTRESOLVE}:
+            return
+        stream = self.streams.get(line.stream_id)
+        if stream is None:
+            self.adopt(line)
+        elif stream.state is not StreamState.WAITING:
+            # One that waits, as far as we know, has been moved since: events tell of it.
+            self._place(stream, line.circuit_id, is_news=False)
+            stream.state = StreamState.OPEN if is_open else StreamState.ATTACHED
+
     # --- events --------------------------------------------------------------------------------------------
 
     def _on_new(self, event: StreamEvent) -> None:

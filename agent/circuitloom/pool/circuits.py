@@ -12,15 +12,15 @@ Rules of this file:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 from circuitloom.health import Ejector
-from circuitloom.model import Action, CircuitEvent, CircuitId, CircuitStatus, Purpose
+from circuitloom.model import Action, CircuitEvent, CircuitId, CircuitStatus, Purpose, RecordedCircuit
 from circuitloom.policy.types import Policy, Role, Slot
 from circuitloom.pool.builder import Builder
 from circuitloom.pool.isolation import UNKNOWN_KEY, IsolationKey
 from circuitloom.pool.slots import Circuit, CircuitState, SlotState
-from circuitloom.pool.tiers import Tiers
+from circuitloom.pool.succession import Succession
 
 CONDEMNED_REST_SECONDS = 10.0
 """After a failed stream Tor closes a circuit at its next sweep, at most 30 s away, once it has no streams
@@ -29,7 +29,7 @@ CONDEMNED_REST_SECONDS = 10.0
 _OUR_PURPOSES = frozenset(Purpose)
 
 
-class Circuits(Tiers):
+class Circuits(Succession):
     """Keeps one circuit BUILT in every slot and tells which one takes the next stream.
 
     Args:
@@ -63,7 +63,8 @@ class Circuits(Tiers):
         super().__init__(policy, drained=drained, builder=builder, emit=emit)
         self.number = number
         self.key: IsolationKey | None = None
-        self.is_cold = True
+        # Nobody waits for circuits that only another controller can build.
+        self.is_cold = any(slot.adopt is None for slot in slots)
         self.is_expiring = False
         self.is_retired = False
         self.streams = 0
@@ -73,6 +74,11 @@ class Circuits(Tiers):
         self._slots_changed()
 
     # --- what the pool asks --------------------------------------------------------------------------------
+
+    @property
+    def cost(self) -> int:
+        """How many of them count for ``max_circuits``."""
+        return cost_of(state.slot for state in self.slots.values())
 
     @property
     def draining(self) -> list[Circuit]:
@@ -96,7 +102,7 @@ class Circuits(Tiers):
         circuit.streams -= 1
         self._count_changed(circuit)
         if circuit.state is CircuitState.DRAINING and circuit.streams == 0:
-            self._builder.close(circuit)
+            self._end(circuit)
 
     def mark(self, circuit: Circuit, key: IsolationKey) -> None:
         """A stream of this key is on the circuit: no stream of another key may follow, ever."""
@@ -126,16 +132,33 @@ class Circuits(Tiers):
 
     # --- what happened -------------------------------------------------------------------------------------
 
-    def adopt(self, name: str, line: CircuitEvent, *, is_used: bool, now: float) -> None:
-        """Take a BUILT circuit over that another agent built for this slot; ``recounted`` has to follow."""
+    def adopt(self, record: RecordedCircuit, line: CircuitEvent, *, now: float) -> None:
+        """Take a BUILT circuit over that another agent had in this slot; ``recounted`` has to follow."""
+        circuit = self._enter(self.slots[record.name], line, now=now)
+        circuit.state = CircuitState.BUILT
+        circuit.built_at = now
+        circuit.key = self.key if record.is_used else None
+        circuit.is_adopted = record.is_adopted
+        circuit.slot.circuit = circuit
+
+    def adopt_foreign(self, name: str, line: CircuitEvent, *, now: float) -> None:
+        """Put a BUILT circuit of another controller into the slot; whichever is there drains."""
         state = self.slots[name]
-        circuit = Circuit(state, 0, now, line.circuit_id, CircuitState.BUILT, line.path)
+        self._builder.unwant(state)
+        state.failures = 0
+        circuit = self._enter(state, line, now=now)
+        circuit.is_adopted = True
+        self._serve(circuit, "adopted", now=now)
+        self.is_cold = self.is_cold and not self.is_ready
+
+    def _enter(self, state: SlotState, line: CircuitEvent, *, now: float) -> Circuit:
+        circuit = Circuit(state, 0, now, line.circuit_id, path=line.path)
         circuit.created = line.keywords.get("TIME_CREATED", "")
         circuit.purpose = Purpose(line.keywords["PURPOSE"].lower())
-        circuit.built_at = now
-        circuit.key = self.key if is_used else None
-        state.circuit = self._builder.by_id[line.circuit_id] = circuit
+        state.has_adopted = state.slot.adopt is not None
+        self._builder.by_id[line.circuit_id] = circuit
         self._members[circuit] = None
+        return circuit
 
     def rename(self, key: IsolationKey) -> None:
         """The key that stood for this one until a stream came is known now."""
@@ -167,6 +190,8 @@ class Circuits(Tiers):
             )
             if not is_same or circuit.state is CircuitState.LAUNCHED:
                 self._forget(circuit)
+                if circuit.is_adopted:
+                    self._say(f"circuit {circuit.label} is gone: Tor has it no more")
                 continue
             circuit.streams = 0
             is_doubtful = isolates and circuit.key is None and circuit.purpose is Purpose.GENERAL
@@ -182,7 +207,7 @@ class Circuits(Tiers):
         """The streams of all circuits were counted anew, after ``handle_connected``."""
         for circuit in self.draining:
             if circuit.streams == 0:
-                self._builder.close(circuit)
+                self._end(circuit)
         self._restart_chooser()
         self.is_cold = self.is_cold and not self.is_ready
 
@@ -204,7 +229,9 @@ class Circuits(Tiers):
             case CircuitStatus.BUILT:
                 if circuit.state is CircuitState.LAUNCHED:
                     circuit.path = event.path
-                    self._built(circuit, now)
+                    self._builder.finish(circuit)
+                    self._serve(circuit, "built", now=now)
+                    self.is_cold = self.is_cold and not self.is_ready
             case CircuitStatus.FAILED | CircuitStatus.CLOSED:
                 self.lose(circuit, _reason(event), now=now)
             case CircuitStatus.PURPOSE_CHANGED:
@@ -221,7 +248,7 @@ class Circuits(Tiers):
             return
         if circuit.state is CircuitState.LAUNCHED:
             self._builder.fail(circuit, reason, now)
-        elif circuit is state.circuit and self._is_kept(state):
+        elif circuit is state.circuit and self._is_kept(state) and state.is_ours_to_build:
             lived_seconds = now - circuit.built_at
             self._forget(circuit)
             if lived_seconds >= self._builder.rebuild.initial_seconds:
@@ -232,19 +259,22 @@ class Circuits(Tiers):
                 self._builder.back_off(state, f"circuit {circuit.label} closed at once ({reason})", now)
         else:
             self._forget(circuit)
-            self._say(f"circuit {circuit.label} closed ({reason})")
+            suffix = ", and the agent did not build it: it is not replaced" if circuit.is_adopted else ""
+            self._say(f"circuit {circuit.label} closed ({reason}){suffix}")
 
     def condemn(self, circuit: Circuit, *, now: float) -> None:
         """Tor will close the circuit soon, for a stream that failed on it: replace it before it is missed."""
         state = circuit.slot
-        if circuit is state.circuit and not state.is_outdated and self._is_kept(state):
+        is_to_replace = state.is_ours_to_build and not state.is_outdated
+        if circuit is state.circuit and is_to_replace and self._is_kept(state):
             state.is_outdated = True
             self._builder.want_at(state, max(now, circuit.built_at + CONDEMNED_REST_SECONDS))
 
     def replace(self, circuit: Circuit) -> None:
         """The circuit fails whatever goes over it: have another at once, and this one until then."""
         state = circuit.slot
-        if circuit is state.circuit and state.building is None and self._is_kept(state):
+        is_to_replace = state.is_ours_to_build and state.building is None
+        if circuit is state.circuit and is_to_replace and self._is_kept(state):
             self._say(f"circuit {circuit.label} fails for several destinations, building another")
             circuit.failed_targets.clear()
             state.is_outdated = True
@@ -253,7 +283,7 @@ class Circuits(Tiers):
     def renew(self, name: str | None = None) -> None:
         """Replace every circuit, or the one of this name, each when its successor is BUILT."""
         for state in self.slots.values():
-            if name is None or state.slot.name == name:
+            if state.is_ours_to_build and name in {None, state.slot.name}:
                 state.is_outdated = state.circuit is not None
                 self._builder.want(state)
 
@@ -286,7 +316,8 @@ class Circuits(Tiers):
         self.slots = {}
         for slot in slots:
             state = old.pop(slot.name, None) or SlotState(slot, self)
-            is_moved = (state.slot.path, state.slot.purpose) != (slot.path, slot.purpose)
+            is_moved = _origin(state.slot) != _origin(slot)
+            state.has_adopted = state.has_adopted and slot.adopt is not None
             state.slot = slot
             self.slots[slot.name] = state
             if is_moved:
@@ -338,61 +369,15 @@ class Circuits(Tiers):
         self._ejector.check_invariants()
         assert all(circuit in self._ejector for circuit in built)
 
-    # --- one circuit ---------------------------------------------------------------------------------------
 
-    def _built(self, circuit: Circuit, now: float) -> None:
-        state = circuit.slot
-        circuit.state = CircuitState.BUILT
-        circuit.built_at = now
-        self._builder.finish(circuit)
-        predecessor, state.circuit, state.is_outdated = state.circuit, circuit, False
-        names = ", ".join(hop.nickname or hop.fingerprint[:8] for hop in circuit.path)
-        self._say(f"circuit {circuit.label} built: {names}")
-        if predecessor is not None:
-            # Candidates are named by their slots: one leaves before the other joins.
-            predecessor.state = CircuitState.DRAINING
-            self._offer(predecessor)
-        self._join(circuit)
-        self._offer(circuit)
-        if predecessor is not None:
-            self._drain(predecessor)
-        self._dismiss_outgoing()
-        if self.is_ready:
-            self.is_cold = False
+def cost_of(slots: Iterable[Slot]) -> int:
+    """How many circuits the agent may build for these slots."""
+    return sum(slot.adopt is None or slot.adopt.rebuild for slot in slots)
 
-    def _drain(self, circuit: Circuit) -> None:
-        """No new streams; those on it finish, then it is closed."""
-        was_serving = circuit.slot.circuit is circuit
-        circuit.state = CircuitState.DRAINING
-        if was_serving:
-            self._vacate(circuit.slot)
-        self._leave(circuit)
-        self._offer(circuit)
-        if circuit.streams == 0:
-            self._builder.close(circuit)
 
-    def _forget(self, circuit: Circuit) -> None:
-        """Take the circuit out of every table."""
-        was_built = circuit.state is CircuitState.BUILT
-        self._builder.forget(circuit)
-        if circuit.slot.circuit is circuit:
-            self._vacate(circuit.slot)
-        if was_built:
-            self._leave(circuit)
-        self._offer(circuit)
-
-    def _vacate(self, state: SlotState) -> None:
-        """The slot's circuit serves no longer."""
-        state.circuit = None
-        if not self._is_kept(state):
-            self._outgoing.pop(state.slot.name, None)
-
-    def _dismiss_outgoing(self) -> None:
-        """The circuits of the policy itself suffice: those of its predecessor take no more streams."""
-        if self.is_ready:
-            outgoing, self._outgoing = self._outgoing, {}
-            for circuit in outgoing.values():
-                self._drain(circuit)
+def _origin(slot: Slot) -> object:
+    """What decides whether the circuit of one slot can serve in another."""
+    return (slot.path, slot.purpose) if slot.adopt is None else None
 
 
 def _reason(event: CircuitEvent) -> str:

@@ -22,6 +22,7 @@ from circuitloom.model import (
     AttachRefused,
     BuildAccepted,
     BuildRefused,
+    CircuitAdopted,
     CircuitEvent,
     CircuitId,
     CircuitOrdered,
@@ -43,6 +44,7 @@ from circuitloom.model import (
     TakeOverRefused,
 )
 from circuitloom.policy.types import Policy, WhenContended, WhenExceeded, WhenNone
+from circuitloom.pool.adoption import place_for
 from circuitloom.pool.attacher import Attacher
 from circuitloom.pool.builder import Builder
 from circuitloom.pool.built import built_circuits
@@ -50,7 +52,7 @@ from circuitloom.pool.contention import PAUSE_SECONDS, Contention
 from circuitloom.pool.decisions import Decisions, Explanation, candidates
 from circuitloom.pool.keys import Keys
 from circuitloom.pool.orders import carry_out
-from circuitloom.pool.slots import Circuit
+from circuitloom.pool.slots import Circuit, SlotState
 from circuitloom.pool.snapshot import PoolSnapshot, snapshot_circuits
 
 TAKE_OVER_RETRY_SECONDS = 10.0
@@ -106,6 +108,7 @@ class Pool:
             Reserved: self._on_reserved,
             StopRequested: self._on_stop,
             CircuitOrdered: self._on_ordered,
+            CircuitAdopted: self._on_adopted,
             DeadlinePassed: self._on_deadline,
         }
 
@@ -197,6 +200,11 @@ class Pool:
             circuit.slot.owner.condemn(circuit, now=now)
             self._evaluate(now)
         return actions
+
+    def why_not_adopted(self, event: CircuitAdopted) -> str | None:
+        """What the pool has against this circuit; None: it takes it when it is given the event."""
+        place = self._place_for(event)
+        return place if isinstance(place, str) else None
 
     def explain(self, stream_id: StreamId | None, *, now: float) -> Explanation:
         """Why this stream, or each of the last ones, went where it went."""
@@ -375,6 +383,22 @@ class Pool:
     def _on_ordered(self, event: CircuitOrdered, _now: float) -> None:
         self._policy = carry_out(event, self._policy, keys=self._keys, builder=self._builder, emit=self._emit)
         self._attacher.replace_policy(self._policy)
+
+    def _on_adopted(self, event: CircuitAdopted, now: float) -> None:
+        place = self._place_for(event)
+        if isinstance(place, str):
+            what = f"circuit {event.line.circuit_id} is not adopted as {event.name}"
+            self._emit(Announce(Severity.WARNING, f"{what}: {place}"))
+            return
+        place.owner.adopt_foreign(event.name, event.line, now=now)
+        for stream in event.streams:
+            if stream.circuit_id == event.line.circuit_id:
+                self._attacher.locate(stream)
+
+    def _place_for(self, event: CircuitAdopted) -> SlotState | str:
+        if self._attachment not in {Attachment.RELEASED, Attachment.BALANCING}:
+            return "the agent is not connected to Tor, or stopping"
+        return place_for(event, self._policy, keys=self._keys, builder=self._builder)
 
     def _on_stop(self, _event: StopRequested, now: float) -> None:
         if self._attachment in {Attachment.RELEASED, Attachment.BALANCING}:

@@ -26,9 +26,10 @@ from circuitloom.model import (
 )
 from circuitloom.policy.types import Isolation, Policy, Role, Slot
 from circuitloom.pool.builder import Builder
-from circuitloom.pool.circuits import Circuits
+from circuitloom.pool.circuits import Circuits, cost_of
 from circuitloom.pool.isolation import ONE_FOR_ALL, IsolationKey
 from circuitloom.pool.records import digest_of, fits, is_left, is_same, key_left, record
+from circuitloom.pool.slots import SlotState
 
 
 class Keys:
@@ -104,6 +105,10 @@ class Keys:
                 self.claims += 1
         return circuits
 
+    def first_with(self, name: str) -> SlotState | None:
+        """The slot of this name of the key that came first and still gets new streams; as rounds choose."""
+        return next((c.slots[name] for c in self if name in c.slots and not c.is_expiring), None)
+
     def records(self) -> tuple[RecordedCircuit, ...]:
         """What the next agent has to know to take the circuits over."""
         return tuple(line for circuits in self for line in record(circuits, self._secret))
@@ -156,14 +161,13 @@ class Keys:
                 continue
             group = self._group_for(line)
             slot = None if group is None else group.slots.get(line.name)
-            if (
-                slot is None
-                or slot.circuit is not None
-                or not fits(line, event, slot.slot, isolates=isolates)
-            ):
-                self._emit(CloseCircuit(line.circuit_id))
+            if slot is not None and slot.circuit is None and fits(line, event, slot.slot, isolates=isolates):
+                slot.owner.adopt(line, event, now=now)
+            elif line.is_adopted:
+                what = f"circuit {line.name} ({line.circuit_id}) is not taken over again"
+                self._emit(Announce(Severity.WARNING, f"{what}: adopt it anew, or another"))
             else:
-                slot.owner.adopt(line.name, event, is_used=line.is_used, now=now)
+                self._emit(CloseCircuit(line.circuit_id))
         if records:
             for circuits in list(self._by_key.values()):
                 if not any(state.circuit for state in circuits.slots.values()):
@@ -291,8 +295,8 @@ class Keys:
 
     def _begin(self) -> Circuits | None:
         slots = self._choose_slots(self._numbers)
-        in_use = sum(len(circuits.slots) for circuits in self)
-        if in_use and in_use + len(slots) > self._policy.balance.keys.max_circuits:
+        in_use = sum(circuits.cost for circuits in self)
+        if in_use and in_use + cost_of(slots) > self._policy.balance.keys.max_circuits:
             return None
         circuits = Circuits(
             self._policy,
@@ -309,23 +313,28 @@ class Keys:
 
     def _retire_surplus(self) -> None:
         """End idle keys, the longest idle first, while there are more circuits than the policy allows."""
-        surplus = sum(len(circuits.slots) for circuits in self) - self._policy.balance.keys.max_circuits
+        surplus = sum(circuits.cost for circuits in self) - self._policy.balance.keys.max_circuits
         idle = [circuits for circuits in self._by_key.values() if circuits.streams == 0]
         for circuits in sorted(idle, key=lambda circuits: circuits.idle_since):
             if surplus <= 0 or not self._has_others(circuits):
                 return
-            surplus -= len(circuits.slots)
+            surplus -= circuits.cost
             self._retire(circuits)
 
     def _choose_slots(self, number: int) -> Sequence[Slot]:
-        """The slots of the policy that a key gets: all, or some active ones in rotation and the backups."""
+        """The slots of the policy that a key gets: all, or some active ones in rotation and the others.
+
+        The others are the backups, and those for adopted circuits, of which nobody knows whose key they will
+        serve.
+        """
         wanted = self._policy.balance.keys.slots_per_key
-        active = [slot for slot in self._policy.slots if slot.role is Role.ACTIVE]
+        active = [slot for slot in self._policy.slots if slot.role is Role.ACTIVE and slot.adopt is None]
         if wanted is None or wanted >= len(active):
             return self._policy.slots
         start = number * wanted % len(active)
         chosen = {slot.name for slot in (active + active)[start : start + wanted]}
-        return [slot for slot in self._policy.slots if slot.role is Role.BACKUP or slot.name in chosen]
+        rotating = {slot.name for slot in active}
+        return [slot for slot in self._policy.slots if slot.name in chosen or slot.name not in rotating]
 
     def _has_others(self, circuits: Circuits) -> bool:
         """Whether there are circuits of another key, or unclaimed ones."""

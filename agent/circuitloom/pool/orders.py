@@ -4,7 +4,7 @@ Rules of this file:
 
 * A drained circuit stays BUILT and takes no new stream; backup circuits stand in for it as for a missing one.
 * A drain lasts until ``ready``, over reloads and for keys to come; a weight lasts until the next reload.
-* An order concerns the circuits of that name of every key.
+* An order concerns the circuits of that name of every key; one that another controller built is not closed.
 """
 
 from __future__ import annotations
@@ -56,9 +56,12 @@ def carry_out(
                 circuits.renew(name)
             message = f"circuit {name} is replaced as the operator asked, make before break"
         case _:
-            for circuit_id, circuit in builder.by_id.items():
-                if circuit.slot.slot.name == name:
+            named = [circuit for circuit in builder.by_id.items() if circuit[1].slot.slot.name == name]
+            for circuit_id, circuit in named:
+                if not circuit.is_adopted:
                     emit(CloseCircuit(circuit_id, is_forced=True))
             message = f"circuit {name} is closed with its streams as the operator asked"
+            if any(circuit.is_adopted for _, circuit in named):
+                message = f"circuit {name} stays where another controller built it: that one may close it"
     emit(Announce(Severity.INFO, message))
     return policy

@@ -3,6 +3,7 @@
 Rules of this file:
 
 * A circuit is taken over only when Tor still shows the very same one, and it is what the policy asks for now.
+* A circuit that another controller built goes only into a slot for such, and is never closed for not fitting.
 * An isolation key is written down only as a keyed hash. Its secret is Tor's cookie: who has that can ask Tor
   itself, and with the next start of Tor the hash and the circuits are worth nothing.
 * While nobody is in charge Tor may put any stream on a general circuit that was never used, and nothing tells
@@ -66,6 +67,7 @@ def record(circuits: Circuits, secret: bytes | None) -> Iterable[RecordedCircuit
                 is_used=circuit.key is not None,
                 number=circuits.number,
                 key=key,
+                is_adopted=circuit.is_adopted,
             )
 
 
@@ -83,4 +85,7 @@ def fits(record: RecordedCircuit, line: CircuitEvent, slot: Slot, *, isolates: b
     """Whether the circuit is what the policy asks for in this slot, and surely nobody else's."""
     purpose = line.keywords.get("PURPOSE", "").lower()
     is_sure = record.is_used or purpose == Purpose.CONTROLLER or not isolates
-    return purpose == slot.purpose and slot.path in {None, record.path} and is_sure
+    if record.is_adopted:
+        return slot.adopt is not None and is_sure
+    is_ours_to_build = slot.adopt is None or slot.adopt.rebuild
+    return is_ours_to_build and purpose == slot.purpose and slot.path in {None, record.path} and is_sure

@@ -26,7 +26,7 @@ class CircuitState(StrEnum):
 
 @dataclass(slots=True, eq=False)
 class Circuit:
-    """One circuit that we asked Tor for.
+    """One circuit that we asked Tor for, or that another controller built for us.
 
     Attributes:
         slot: The slot it was built for.
@@ -43,6 +43,7 @@ class Circuit:
         connect_time: How long it takes to connect a stream.
         purpose: What Tor says that it is.
         failed_targets: Destinations that failed on it since one was connected; kept by ``Blame``.
+        is_adopted: Whether another controller built it; then that one closes it, and we never do.
     """
 
     slot: SlotState
@@ -59,6 +60,7 @@ class Circuit:
     connect_time: ConnectTime = field(default_factory=ConnectTime)
     purpose: Purpose = Purpose.GENERAL
     failed_targets: set[str] = field(default_factory=set, repr=False)
+    is_adopted: bool = False
 
     @property
     def label(self) -> str:
@@ -80,6 +82,7 @@ class SlotState:
         retry_at: When the next build may start, while it waits.
         attached_total: Streams attached, over all its circuits.
         failed_total: Of these, how many failed or were detached.
+        has_adopted: Whether the slot had a circuit since it is one for adopted circuits.
     """
 
     slot: Slot
@@ -91,7 +94,15 @@ class SlotState:
     retry_at: float | None = None
     attached_total: int = 0
     failed_total: int = 0
+    has_adopted: bool = False
+
+    @property
+    def is_ours_to_build(self) -> bool:
+        """Whether the agent builds for the slot: not what another controller has to."""
+        adopt = self.slot.adopt
+        return adopt is None or (adopt.rebuild and self.has_adopted)
 
     def needs_build(self) -> bool:
-        """Whether a circuit is missing and none is under way."""
-        return self.building is None and (self.circuit is None or self.is_outdated)
+        """Whether a circuit is missing, is ours to build, and none is under way."""
+        is_missing = self.circuit is None or self.is_outdated
+        return is_missing and self.building is None and self.is_ours_to_build

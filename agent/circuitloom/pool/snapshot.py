@@ -28,6 +28,7 @@ class CircuitSnapshot:
         share: Its part of all streams attached for its key, 0 to 1.
         weight_share: Its part of the weights of its tier and key, 0 to 1.
         key: The number of the isolation key that it is for, from 0.
+        is_adopted: Whether another controller built it, or has to.
     """
 
     name: str
@@ -44,6 +45,7 @@ class CircuitSnapshot:
     share: float
     weight_share: float
     key: int
+    is_adopted: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,4 +139,5 @@ def _snapshot(
         share=shares[0],
         weight_share=shares[1],
         key=state.owner.number,
+        is_adopted=not state.is_ours_to_build if circuit is None else circuit.is_adopted,
     )

@@ -5,6 +5,7 @@ Rules of this file:
 * A circuit is in the chooser exactly while it may take a stream: BUILT, below its limit, in a tier in use.
 * Backup circuits serve while fewer active ones than the floor are BUILT and not ejected, and no longer.
 * Of the circuits that count in a tier at least one is not ejected, so there is always one that may serve.
+* A slot for an adopted circuit is not in the floor, so nobody waits for it; a circuit in it counts.
 """
 
 from __future__ import annotations
@@ -188,7 +189,8 @@ class Tiers:
         """A key that gets fewer slots than the policy's floor has all of its own as floor."""
         active = [state for state in self.slots.values() if state.slot.role is Role.ACTIVE]
         # When every one of them is drained, the backup circuits have to serve.
-        self._floor = max(1, min(self._min_active, sum(1 for state in active if self._counts(state))))
+        expected = sum(1 for state in active if self._counts(state) and state.slot.adopt is None)
+        self._floor = max(1, min(self._min_active, expected))
 
     def _counts(self, state: SlotState) -> bool:
         """Whether the slot's circuit counts in its tier: not while it is drained."""
