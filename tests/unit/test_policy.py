@@ -18,6 +18,7 @@ from circuitloom.policy import (
 from circuitloom.policy.document import parse_document
 from circuitloom.policy.nodes import Mapping
 from circuitloom.policy.source import MAX_BYTES, decode
+from circuitloom.policy.types import Adopt
 from circuitloom.policy.values import parse_control, parse_duration, parse_fingerprint, parse_percentage
 from circuitloom.policy.wording import any_of, escaped, path_text, quoted
 
@@ -486,3 +487,14 @@ def test_an_ejection_that_can_never_come_is_warned_about(
     assert [str(warning) for warning in found] == (
         [] if fault is None else [f"p:3:31: health.eject.max_percent: {fault}"]
     )
+
+
+def test_an_adopted_circuit_that_only_the_first_key_gets_is_warned_of() -> None:
+    text = b"version: 1\ncircuits:\n  - name: own\n  - {name: paid, adopt: {rebuild: true}}\n"
+    policy, found = check_policy(text, name="p")
+    _, shared = check_policy(text + b"balance: {isolation: none}\n", name="p")
+
+    assert [slot.adopt for slot in policy.slots] == [None, Adopt(rebuild=True)]
+    assert [warning.path for warning in found] == ["circuits[1].adopt"]
+    assert found[0].message.startswith("an adopted circuit serves the first key only")
+    assert "first key" not in " ".join(map(str, shared))

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from circuitloom.model import Disconnected
-from circuitloom.policy.types import Algorithm
-from unit.pool_driver import Driver, balancing, built, opened, policy_of
+from circuitloom.policy.types import Algorithm, Slot
+from unit.pool_driver import Driver, balancing, built, opened, policy_of, sent
 
 VIRTUAL = (
     "250-VirtualAddrNetworkIPv4=127.192.0.0/10\r\n250-VirtualAddrNetworkIPv6=[FE80::]/10\r\n"
@@ -290,3 +290,13 @@ def test_a_mapping_that_is_added_later_counts_from_then_on() -> None:
     assert driver.tell(*opened(2, "mapped.example:80")) == [
         "ATTACHSTREAM 2 0; only Tor can serve this address"
     ]
+
+
+def test_a_stream_of_before_us_that_tor_may_be_choosing_for_takes_no_place_in_the_queue() -> None:
+    driver = balancing(policy_of(Slot("only", max_streams=1)))
+    driver.tell(*opened(1), sent(1, 30))
+    driver.give(Disconnected())
+
+    commands = driver.connect(circuits=built(30), streams="1 SENTCONNECT 30 a:80\n2 NEW 0 b:80\n", option="1")
+    assert "ATTACHSTREAM 2 0; all circuits are full" in commands
+    assert driver.snapshot().streams_waiting == 0

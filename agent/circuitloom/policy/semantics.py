@@ -89,6 +89,7 @@ def find_warnings(document: Document, policy: Policy) -> Iterator[Fault]:
     if policy.rounds is not None and policy.balance.isolation is Isolation.TOR:
         message = "rounds serve the first key's circuits only: `isolation: none` if there is but one user"
         yield document.fault(("rounds",), message)
+    yield from _adopt_warnings(document, policy)
     for index in range(len(_items(document, ("circuits",)))):
         path: Path = ("circuits", index, "path")
         hops = len(_items(document, path))
@@ -101,6 +102,16 @@ def find_warnings(document: Document, policy: Policy) -> Iterator[Fault]:
             message = (
                 "with two hops, two relays are enough to link this client to its destinations: use three"
             )
+            yield document.fault(path, message)
+
+
+def _adopt_warnings(document: Document, policy: Policy) -> Iterator[Fault]:
+    if policy.balance.isolation is Isolation.NONE:
+        return
+    message = "an adopted circuit serves the first key only: `isolation: none` if there is but one user"
+    for index in range(len(_items(document, ("circuits",)))):
+        path: Path = ("circuits", index, "adopt")
+        if document.node_at(path) is not None:
             yield document.fault(path, message)
 
 

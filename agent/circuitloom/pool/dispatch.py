@@ -176,6 +176,11 @@ class Dispatcher(StreamTable):
     def _queue(self, stream: Stream, circuits: Circuits) -> None:
         """All circuits that may take the stream are full."""
         balance = self.policy.balance
+        if not stream.is_held:
+            # It was there before us, and Tor may be choosing for it already: a place in the queue is for
+            # those that are known to wait, and for the others this is refused, harmlessly (tor-facts 4).
+            self._release(stream, "all circuits are full")
+            return
         match balance.when_full:
             case WhenFull.TOR:
                 self._release(stream, "all circuits are full")
