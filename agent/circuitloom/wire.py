@@ -39,6 +39,9 @@ MAX_LINE_BYTES = 1 << 20
 MAX_MESSAGE_BYTES = 64 << 20
 """A stream-status of 500,000 streams is about 32 MiB; a message beyond this bound is no honest Tor's."""
 
+MAX_REPEATED_CHARACTERS = 4096
+"""What Tor repeats of a stream is below it, with SOCKS name and password of 255 bytes each, escaped."""
+
 _STREAM_PREFIX = "650 STREAM "
 _CIRCUIT_STATUS = {status.value: status for status in CircuitStatus}
 _WITH_KEYWORDS = frozenset(
@@ -377,12 +380,14 @@ def _parse_keywords(text: str) -> dict[str, str]:
     return {key: unquote(value) if value[:1] == '"' else value for key, value in _KEYWORD.findall(text)}
 
 
-@lru_cache(maxsize=256)
 def _parse_stream_keywords(text: str) -> Mapping[str, str]:
-    """Those of a STREAM line: the streams of one client repeat them word by word.
+    """Those of a STREAM line: the streams of one client repeat them word by word."""
+    return _repeated_keywords(text) if len(text) <= MAX_REPEATED_CHARACTERS else _parse_keywords(text)
 
-    The bound keeps a client with a new password for each stream from filling the memory.
-    """
+
+@lru_cache(maxsize=256)
+def _repeated_keywords(text: str) -> Mapping[str, str]:
+    """Both bounds keep a client with a new, or huge, password for each stream from filling the memory."""
     return MappingProxyType(_parse_keywords(text))
 
 

@@ -15,6 +15,9 @@ from typing import NamedTuple
 
 from circuitloom.model import StreamEvent
 
+MAX_FIELDS_CHARACTERS = 512
+"""All fields that Tor knows are below 200; what is longer is read and not remembered."""
+
 
 class IsolationKey(NamedTuple):
     """The isolating fields of a stream and their values, in one order.
@@ -50,7 +53,7 @@ def isolation_key(event: StreamEvent) -> IsolationKey | None:
     names = event.keywords.get("ISO_FIELDS")
     if names is None:
         return None
-    fields = _split(names)
+    fields = _split(names) if len(names) <= MAX_FIELDS_CHARACTERS else _split.__wrapped__(names)
     return IsolationKey(fields, tuple([_value(event, field) for field in fields]))
 
 
