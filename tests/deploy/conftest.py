@@ -24,9 +24,8 @@ FIRST_TEST_SECONDS = 900
 # All of them together: whatever hangs, and however often, ends in time for its report to be read.
 ALL_SECONDS = 1500
 
-# What is quick to fail comes first; what leaves hosts in another state than it found them comes last. A
-# reload of Tor makes it close, within half a minute, every used circuit that has no stream: so the upgrade
-# comes before those.
+# What is quick to fail comes first; what leaves hosts in another state than it found them comes last. Within
+# half a minute of a reload Tor closes every used circuit without a stream: so the upgrade comes before those.
 ORDER = (
     *("test_role", "test_lab", "test_converge", "test_failures", "test_policy", "test_upgrade"),
     *("test_tor_settings", "test_variants", "test_uninstall", "test_readme"),
