@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import Counter
 from pathlib import Path
 from subprocess import CompletedProcess
 
-from circuitloom.lab.controlport import ControlPort
+from circuitloom.lab.controlport import ControlPort, build_circuit
 from circuitloom.lab.node import TorClient
 from circuitloom.lab.socks import SocksProxy
 from circuitloom.lab.traffic import EchoServer, open_many
@@ -18,19 +17,10 @@ from tor.witness import Witness
 BUILD_SECONDS = 20.0
 
 
-def build(port: ControlPort) -> str:
-    """Another controller builds a circuit; its id, once it is BUILT."""
-    circuit_id = port.ask("EXTENDCIRCUIT 0")[0].split(" ")[-1]
-    deadline = time.monotonic() + BUILD_SECONDS
-    while not is_built(port, circuit_id):
-        assert time.monotonic() < deadline, port.ask_value("circuit-status")
-        time.sleep(0.05)
-    return circuit_id
-
-
-def is_built(port: ControlPort, circuit_id: str) -> bool:
-    lines = port.ask_value("circuit-status").splitlines()
-    return any(line.startswith(f"{circuit_id} BUILT ") for line in lines)
+def circuit_state(port: ControlPort, circuit_id: str) -> str | None:
+    """The state that Tor tells for one circuit; None: Tor has no such circuit (any more)."""
+    lines = (line.split(" ") for line in port.ask_value("circuit-status").splitlines())
+    return next((words[1] for words in lines if words[0] == circuit_id), None)
 
 
 def adopt(agent: Agent, circuit_id: str) -> CompletedProcess[str]:
@@ -69,7 +59,7 @@ def test_a_circuit_of_another_controller_serves_until_that_one_closes_it(
         refused = adopt(agent, "4294967295")
         assert refused.returncode != 0
         assert "Tor has no such circuit" in refused.stderr
-        paid = build(port)
+        paid = build_circuit(port, timeout_seconds=BUILD_SECONDS)
         assert adopt(agent, own).stderr.count("it is in the pool already, as own") == 1
 
         asked = adopt(agent, paid)
@@ -78,7 +68,7 @@ def test_a_circuit_of_another_controller_serves_until_that_one_closes_it(
 
         # The next agent finds it, and neither of them closes it.
         assert agent.stop() == 0
-        assert is_built(port, paid)
+        assert circuit_state(port, paid) == "BUILT"
         agent.start()
         status = agent.wait_balancing(2)
         assert circuit_ids(status) == {"own": own, "paid": paid}
@@ -86,10 +76,10 @@ def test_a_circuit_of_another_controller_serves_until_that_one_closes_it(
         assert asyncio.run(streams()) == {own: 10, paid: 10}
 
         # Another takes its place, and the first one is its owner's again.
-        second = build(port)
+        second = build_circuit(port, timeout_seconds=BUILD_SECONDS)
         assert adopt(agent, second).returncode == 0
         agent.wait_until(lambda status: circuit_ids(status).get("paid") == second, "the second is there")
-        assert is_built(port, paid)
+        assert circuit_state(port, paid) == "BUILT"
 
         port.ask(f"CLOSECIRCUIT {second}")
         agent.wait_until(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from circuitloom.lab.controlport import build_circuit
 from circuitloom.lab.network import PrivateNetwork
 from circuitloom.lab.node import TorClient
 from circuitloom.lab.socks import SocksProxy
@@ -78,8 +79,8 @@ def test_a_controller_that_attaches_our_streams_is_named_and_its_choice_stands(
     """A rival moves each stream as soon as it waits; half of the time it wins."""
     with make_agent(client, tmp_path, "take-back") as agent, Witness(client) as witness:
         agent.wait_balancing(2)
-        theirs = witness.tell("EXTENDCIRCUIT 0").split()[-1]
-        witness.wait_until(lambda: f"{theirs} BUILT" in witness.get_info("circuit-status"), "their circuit")
+        with client.control() as port:
+            theirs = build_circuit(port, timeout_seconds=20.0)
 
         async def run() -> None:
             for _ in range(40):

@@ -136,21 +136,24 @@ class ControlPort:
         return line.decode("utf-8", "replace")
 
 
-def build_circuit(port: ControlPort, *, timeout_seconds: float) -> None:
-    """Build one circuit along a path of Tor's choice, and close it again.
+def build_circuit(port: ControlPort, *, timeout_seconds: float) -> str:
+    """Build one circuit along a path of Tor's choice.
+
+    Returns:
+        Its id; the circuit is built and stays open.
 
     Raises:
         LabError: It is not built in time.
     """
-    # Two launches may fail while descriptors still arrive; asking again is what Tor itself does.
+    # A launch may fail while descriptors still arrive, and Tor gives up what takes longer than its learned
+    # build timeout; it tries again only for itself, never for a controller.
     deadline = time.monotonic() + timeout_seconds
     circuit_id = ""
     while time.monotonic() < deadline:
         circuits = [line.split() for line in port.ask_value("circuit-status").splitlines()]
         states = {words[0]: words[1] for words in circuits}
         if states.get(circuit_id) == "BUILT":
-            port.ask(f"CLOSECIRCUIT {circuit_id}")
-            return
+            return circuit_id
         if circuit_id not in states:
             try:
                 circuit_id = port.ask("EXTENDCIRCUIT 0")[0].split()[1]

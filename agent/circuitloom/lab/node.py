@@ -304,4 +304,5 @@ class TorClient(TorNode):
                 left_seconds(),
                 "it has not learned of every relay",
             )
-            build_circuit(port, timeout_seconds=left_seconds())
+            circuit_id = build_circuit(port, timeout_seconds=left_seconds())
+            port.ask(f"CLOSECIRCUIT {circuit_id}")
