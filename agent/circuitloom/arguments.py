@@ -9,20 +9,29 @@ Rules of this file:
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from typing import Any
 
 from circuitloom import __version__
 from circuitloom.model import Order
 from circuitloom.policy.types import DEFAULT_ADMIN_SOCKET
+from circuitloom.policy.values import parse_duration
 from circuitloom.rounds.listing import PAGE_ROWS
+from circuitloom.simulation import DEFAULT_OUTAGE_SECONDS, Load
 
 EX_USAGE = 64
 
+MAX_COUNT = 1_000_000
+"""Streams, users or destinations of a simulation: a million streams take some minutes."""
+
+_LOAD = Load()
+_DURATION = re.compile("[0-9]{1,6}(ms|s|m|h)", re.ASCII)
+
 _EPILOG = """\
-exit codes (sysexits.h): 0 done, 64 wrong arguments, 69 Tor or the agent does not answer,
-70 a fault of circuitloom, 71 no file descriptor is left, 73 a socket cannot be made, 77 Tor refuses us,
-78 the policy has faults.
+exit codes (sysexits.h): 0 done, 64 wrong arguments, 65 a recording makes no sense,
+69 Tor or the agent does not answer, 70 a fault of circuitloom, 71 no file descriptor is left,
+73 a socket or file cannot be made, 77 Tor refuses us, 78 the policy has faults.
 
 A first try, without touching this machine's Tor:   circuitloom demo
 """
@@ -32,6 +41,28 @@ def _row_count(text: str) -> int:
     if not text.isdecimal() or not 1 <= int(text) <= PAGE_ROWS:
         raise argparse.ArgumentTypeError(f"must be a number from 1 to {PAGE_ROWS}")
     return int(text)
+
+
+def _count(text: str) -> int:
+    if not (text.isascii() and text.isdecimal()) or not 1 <= int(text) <= MAX_COUNT:
+        raise argparse.ArgumentTypeError(f"must be a number from 1 to {MAX_COUNT}")
+    return int(text)
+
+
+def _rate(text: str) -> float:
+    try:
+        rate = float(text)
+    except ValueError:
+        rate = 0.0
+    if not 0.001 <= rate <= MAX_COUNT:
+        raise argparse.ArgumentTypeError(f"must be a number from 0.001 to {MAX_COUNT}")
+    return rate
+
+
+def _seconds(text: str) -> float:
+    if not _DURATION.fullmatch(text):
+        raise argparse.ArgumentTypeError("must be a time, such as 500ms, 10s or 2m")
+    return parse_duration(text)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -106,6 +137,66 @@ def _add_orders(commands: Any) -> None:  # noqa: ANN401 - argparse's class of it
     events.set_defaults(command="events")
 
 
+def _add_simulate(commands: Any) -> None:  # noqa: ANN401 - the same
+    """The command that tries a policy out."""
+    simulate = commands.add_parser(
+        "simulate",
+        help="show what a policy does with streams, without a Tor",
+        description=(
+            "Lead streams through the agent's own core beside a simulated Tor, and print where they go, "
+            "what waits, what is left to Tor or rejected, and what the loss of each circuit does. Streams "
+            "are made up, as many for each rule of the policy as for none, or those of a recording of "
+            "`run --record`. The same policy, streams and seed print the same."
+        ),
+    )
+    simulate.add_argument("policy", metavar="POLICY", help="the YAML file")
+    source = simulate.add_mutually_exclusive_group()
+    source.add_argument(
+        "--streams", type=_count, default=_LOAD.streams, metavar="N", help="how many (default: 1000)"
+    )
+    source.add_argument("--log", metavar="FILE", help="the streams of this recording instead")
+    simulate.add_argument(
+        "--rate",
+        type=_rate,
+        default=_LOAD.per_second,
+        metavar="N",
+        help="streams a second, on average (default: 10)",
+    )
+    simulate.add_argument(
+        "--lifetime",
+        type=_seconds,
+        default=_LOAD.open_seconds,
+        metavar="TIME",
+        help="of a stream, on average (default: 10s)",
+    )
+    simulate.add_argument(
+        "--users", type=_count, default=_LOAD.users, metavar="N", help="SOCKS users (default: 1)"
+    )
+    simulate.add_argument(
+        "--destinations",
+        type=_count,
+        default=_LOAD.destinations,
+        metavar="N",
+        help="hosts they go to (default: 100)",
+    )
+    simulate.add_argument(
+        "--lose",
+        action="append",
+        metavar="NAME",
+        help="lose this circuit half-way, and no others; may be repeated (default: each one in turn)",
+    )
+    simulate.add_argument(
+        "--outage",
+        type=_seconds,
+        default=DEFAULT_OUTAGE_SECONDS,
+        metavar="TIME",
+        help="for how long a lost circuit cannot be built again (default: 30s)",
+    )
+    simulate.add_argument("--seed", type=int, default=1, metavar="N", help="of the dice (default: 1)")
+    simulate.add_argument("--json", action="store_true", help="print the whole document, for programs")
+    simulate.set_defaults(command="simulate")
+
+
 def parser() -> argparse.ArgumentParser:
     """The whole command line; the result of parsing has ``command``, and what that command takes."""
     top = _Parser(
@@ -141,7 +232,14 @@ def parser() -> argparse.ArgumentParser:
         help="where circuits are written down for the next agent, which takes them over, and rounds "
         "(default: systemd's $STATE_DIRECTORY, or nowhere)",
     )
+    run.add_argument(
+        "--record",
+        metavar="FILE",
+        help="write down what comes and what becomes of it, without destinations, users and addresses, for "
+        "`circuitloom simulate --log`; at most 64 MiB",
+    )
     run.set_defaults(command="run")
+    _add_simulate(commands)
 
     status = commands.add_parser(
         "status",

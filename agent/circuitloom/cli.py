@@ -27,7 +27,14 @@ from typing import Any
 from circuitloom import logs
 from circuitloom.admin import ask, follow
 from circuitloom.arguments import parser
-from circuitloom.errors import AdminError, CircuitloomError, PolicyError, is_out_of_descriptors, reason_of
+from circuitloom.errors import (
+    AdminError,
+    CircuitloomError,
+    PolicyError,
+    RecordingError,
+    is_out_of_descriptors,
+    reason_of,
+)
 from circuitloom.ledger import copy_of, read_rows
 from circuitloom.model import Order
 from circuitloom.policy import check_policy, read_policy, read_source, schema_text
@@ -67,7 +74,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         code = _COMMANDS[options.command](options)
         sys.stdout.flush()
-    except PolicyError as error:
+    except (PolicyError, RecordingError) as error:
+        # Their text begins with the file, as a compiler's does.
         print(error, file=sys.stderr)
         return error.exit_code
     except CircuitloomError as error:
@@ -105,7 +113,9 @@ def _run(options: argparse.Namespace) -> int:
     gc.freeze()
 
     async def serve() -> int:
-        return await Service(options.policy, policy, state=state_directory(options.state)).run()
+        state = state_directory(options.state)
+        record = Path(options.record) if options.record else None
+        return await Service(options.policy, policy, state=state, record=record).run()
 
     _try_descriptors()
     return asyncio.run(serve())
@@ -258,6 +268,14 @@ def _print_rounds(read: Reader, options: argparse.Namespace) -> None:
         print(rounds_table(read(after=-1, limit=options.last)))
 
 
+def _simulate(options: argparse.Namespace) -> int:
+    # Only this command needs dice and a made-up Tor.
+    from circuitloom.simulate import simulate  # noqa: PLC0415
+
+    print(simulate(options))
+    return 0
+
+
 def _demo(options: argparse.Namespace) -> int:
     # Only this command needs the laboratory, and rich.
     from circuitloom.demo import run_demo  # noqa: PLC0415
@@ -273,6 +291,7 @@ _COMMANDS: Mapping[str, Callable[[argparse.Namespace], int]] = {
     "events": _events,
     "check": _check,
     "run": _run,
+    "simulate": _simulate,
     "status": _status,
     "rounds": _rounds,
     "release": _release,
