@@ -24,6 +24,12 @@ TOR_CHOOSES = CircuitId("0")
 LEAVE_UNATTACHED = "__LeaveStreamsUnattached"
 """The option that makes Tor wait for a controller to attach each new stream."""
 
+DOUBT_SECONDS = 2.0
+"""So long a stream that waits while that option is not set may be one that Tor is choosing a circuit for.
+
+Tor does so as soon as it has a circuit. What is still there after this was left by somebody who was
+interrupted while giving back."""
+
 NO_KEYWORDS: Mapping[str, str] = MappingProxyType({})
 
 
@@ -110,9 +116,10 @@ class StreamEvent(NamedTuple):
 def waits_for_controller(line: StreamEvent) -> bool:
     """Whether a line of ``GETINFO stream-status`` may be a stream that waits for a controller.
 
-    Tor shows one that it is choosing a circuit for in the same words; for that one ATTACHSTREAM is refused,
-    harmlessly (tor-facts 4). A directory stream never waits, and would be torn off its circuit; no purpose is
-    shown, but its target tells: ``1.2.3.4.$FINGERPRINT.exit:port`` (tor-facts 1).
+    Tor shows one that it is choosing a circuit for in the same words. For that one ATTACHSTREAM is refused,
+    harmlessly (tor-facts 4), until Tor has chosen: then it is torn off its circuit, and bytes it sent before
+    the reply are lost (tor-facts 0). A directory stream never waits; no purpose is shown, but its target
+    tells: ``1.2.3.4.$FINGERPRINT.exit:port`` (tor-facts 1).
     """
     return line.status in _FRESH and ".$" not in line.target
 
@@ -153,6 +160,13 @@ class SignalReceived:
 @dataclass(frozen=True, slots=True)
 class NetworkReady:
     """Tor said that circuits can be built now (STATUS_CLIENT ENOUGH_DIR_INFO or CIRCUIT_ESTABLISHED)."""
+
+
+@dataclass(frozen=True, slots=True)
+class StillWaiting:
+    """The answer to AskWaiting: the streams that may wait for a controller."""
+
+    stream_ids: frozenset[StreamId]
 
 
 @dataclass(frozen=True, slots=True)
@@ -308,6 +322,11 @@ class GiveBack:
     """RESETCONF __LeaveStreamsUnattached; ReleaseStream for each waiting stream goes with it."""
 
 
+@dataclass(frozen=True, slots=True)
+class AskWaiting:
+    """GETINFO stream-status; the answer comes back in StillWaiting."""
+
+
 class AttachStream(NamedTuple):
     """ATTACHSTREAM to one of our circuits; ``name`` is the policy's name of the circuit."""
 
@@ -369,6 +388,7 @@ Event = (
     | ConfChanged
     | SignalReceived
     | NetworkReady
+    | StillWaiting
     | Connected
     | Disconnected
     | BuildAccepted
@@ -383,5 +403,13 @@ Event = (
 )
 
 Action = (
-    TakeOver | GiveBack | AttachStream | ReleaseStream | CloseStream | BuildCircuit | CloseCircuit | Announce
+    TakeOver
+    | GiveBack
+    | AskWaiting
+    | AttachStream
+    | ReleaseStream
+    | CloseStream
+    | BuildCircuit
+    | CloseCircuit
+    | Announce
 )

@@ -33,6 +33,7 @@ from circuitloom.model import (
     TOR_CHOOSES,
     Action,
     Announce,
+    AskWaiting,
     AttachRefused,
     AttachStream,
     BuildAccepted,
@@ -51,6 +52,7 @@ from circuitloom.model import (
     GiveBack,
     Purpose,
     ReleaseStream,
+    StillWaiting,
     StopRequested,
     StreamEvent,
     StreamId,
@@ -68,7 +70,7 @@ from circuitloom.status import status_document, status_line
 from circuitloom.systemd import Notifier, watchdog_seconds
 from circuitloom.wire import ControlEvent, Reply
 
-STOP_SECONDS = 3.0
+STOP_SECONDS = 4.0
 """For giving back at the end; with the rest of a stop this stays below the 5 s that are promised."""
 
 _log = logging.getLogger(__name__)
@@ -140,6 +142,7 @@ class Service:
         self._carry_out: dict[type[Any], Callable[[Any], None]] = {
             TakeOver: self._take_over,
             GiveBack: self._give_back,
+            AskWaiting: self._ask_waiting,
             AttachStream: self._attach,
             ReleaseStream: self._release,
             CloseStream: self._close_stream,
@@ -263,6 +266,13 @@ class Service:
                 _log.error("Tor refused to reset %s: %s", LEAVE_UNATTACHED, reply.text)
 
         self._send(wire.command("RESETCONF", LEAVE_UNATTACHED), check)
+
+    def _ask_waiting(self, _action: AskWaiting) -> None:
+        def take(reply: Reply) -> None:
+            if reply.is_ok:
+                self._handle(StillWaiting(frozenset(wire.waiting_streams(reply))))
+
+        self._send(wire.command("GETINFO", "stream-status"), take)
 
     def _attach(self, action: AttachStream) -> None:
         stream_id, circuit_id, name = action

@@ -31,6 +31,7 @@ from circuitloom.model import (
     StreamEvent,
     StreamId,
     StreamStatus,
+    waits_for_controller,
 )
 
 MAX_LINE_BYTES = 1 << 20
@@ -281,6 +282,12 @@ def parse_streams(text: str) -> tuple[StreamEvent, ...]:
     """Read the value of ``GETINFO stream-status``; raises as ``parse_stream`` does."""
     events = (parse_stream(line) for line in text.split("\n") if line)
     return tuple(event for event in events if event is not None)
+
+
+def waiting_streams(status: Reply) -> set[StreamId]:
+    """The ids of the streams that may wait for a controller, from the reply to ``GETINFO stream-status``."""
+    lines = parse_streams(status.values().get("stream-status", ""))
+    return {line.stream_id for line in lines if waits_for_controller(line)}
 
 
 def parse_circuits(text: str) -> tuple[CircuitEvent, ...]:

@@ -13,6 +13,7 @@ from circuitloom.model import (
     LEAVE_UNATTACHED,
     Action,
     Announce,
+    AskWaiting,
     AttachRefused,
     AttachStream,
     BuildAccepted,
@@ -55,6 +56,8 @@ from circuitloom.wire import ControlCodec, Reply, TorWarning
 
 TAKE_OVER = "SETCONF __LeaveStreamsUnattached=1"
 GIVE_BACK = "RESETCONF __LeaveStreamsUnattached"
+ASK_WAITING = "GETINFO stream-status"
+WITHOUT_ARGUMENTS = {TakeOver: TAKE_OVER, GiveBack: GIVE_BACK, AskWaiting: ASK_WAITING}
 PATH = f"${'A' * 40}~alpha,${'B' * 40}~beta,${'C' * 40}~gamma"
 FIRST_CIRCUIT = 30
 
@@ -321,10 +324,8 @@ def conf_changed(value: str | None) -> str:
 
 def _command(action: Action) -> str:
     match action:
-        case TakeOver():
-            text = TAKE_OVER
-        case GiveBack():
-            text = GIVE_BACK
+        case TakeOver() | GiveBack() | AskWaiting():
+            text = WITHOUT_ARGUMENTS[type(action)]
         case AttachStream(stream_id, circuit_id, name):
             text = f"ATTACHSTREAM {stream_id} {circuit_id}; {name}"
         case ReleaseStream(stream_id, why):

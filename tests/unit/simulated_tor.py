@@ -14,6 +14,7 @@ from circuitloom.model import (
     LEAVE_UNATTACHED,
     TOR_CHOOSES,
     Action,
+    AskWaiting,
     AttachRefused,
     AttachStream,
     BuildAccepted,
@@ -32,6 +33,7 @@ from circuitloom.model import (
     Purpose,
     ReleaseStream,
     SignalReceived,
+    StillWaiting,
     StreamEvent,
     StreamId,
     StreamStatus,
@@ -89,6 +91,10 @@ class SimulatedTor:
                     self._set_option(is_set=True)
                 case GiveBack():
                     self._set_option(is_set=False)
+                case AskWaiting():
+                    streams = self.streams.values()
+                    fresh = (s.stream_id for s in streams if s.state in {"wait", "choosing"})
+                    replies.append(StillWaiting(frozenset(fresh)))
                 case AttachStream() | ReleaseStream():
                     is_release = isinstance(action, ReleaseStream)
                     circuit_id = TOR_CHOOSES if is_release else action[1]

@@ -37,6 +37,7 @@ from circuitloom.model import (
     Reserved,
     Severity,
     SignalReceived,
+    StillWaiting,
     StopRequested,
     StreamEvent,
     StreamId,
@@ -99,6 +100,7 @@ class Pool:
             ConfChanged: self._on_conf_changed,
             SignalReceived: self._on_signal,
             NetworkReady: self._on_network_ready,
+            StillWaiting: self._on_still_waiting,
             Connected: self._on_connected,
             Disconnected: self._on_disconnected,
             BuildAccepted: self._on_build_accepted,
@@ -286,6 +288,10 @@ class Pool:
 
     def _on_network_ready(self, _event: NetworkReady, _now: float) -> None:
         self._builder.handle_network_ready()
+        self._attacher.doubt_anew()
+
+    def _on_still_waiting(self, event: StillWaiting, _now: float) -> None:
+        self._attacher.handle_still_waiting(event)
 
     def _on_attach_refused(self, event: AttachRefused, _now: float) -> None:
         self._attacher.handle_refused(event)
@@ -424,14 +430,13 @@ class Pool:
         self._builder.handle_connected()
         self._keys.handle_connected(there, secret=event.secret)
         for line in event.streams:
-            self._attacher.adopt(line)
+            self._attacher.adopt(line, is_held=event.leave_unattached)
         self._keys.recounted(now=now)
         self._enter(Attachment.RELEASED, now)
         self._builder.fill(now)
         if self._keys.is_ready:
             return
-        # Somebody before us may have left streams waiting, whatever the option says now (tor-facts 4), and
-        # no circuit of ours can take them soon. For a stream that Tor serves already this is refused.
+        # Somebody before us left streams waiting, and no circuit of ours can take them soon.
         if event.leave_unattached:
             self._emit(GiveBack())
-        self._attacher.release_waiting("it waited before we came")
+            self._attacher.release_waiting("it waited before we came")
