@@ -62,6 +62,7 @@ from circuitloom.model import (
 from circuitloom.operation import CHANGING, Agent, commands
 from circuitloom.policy import Policy, read_policy
 from circuitloom.pool import Pool
+from circuitloom.recording.recorder import Recorder
 from circuitloom.release import give_back
 from circuitloom.rounds.types import Served
 from circuitloom.session import connect_once, ignore_reply
@@ -83,9 +84,12 @@ class Service:
         policy_path: The policy, read again at each reload.
         policy: What it says now.
         state: Where circuits are written down for the next agent, and rounds; None: nowhere.
+        record: Where what happens is written down for a simulation; None: nowhere.
     """
 
-    def __init__(self, policy_path: str, policy: Policy, *, state: Path | None = None) -> None:
+    def __init__(
+        self, policy_path: str, policy: Policy, *, state: Path | None = None, record: Path | None = None
+    ) -> None:
         self._policy_path = policy_path
         self._policy = policy
         self._loop = asyncio.get_running_loop()
@@ -93,6 +97,8 @@ class Service:
         self._random = random.Random()  # noqa: S311
         self._pool = Pool(policy, uniform=self._random.random, now=self._loop.time())
         self._state = StateFile(state)
+        self._record = record
+        self._recorder: Recorder | None = None
         self._is_state_loaded = False
         self._claims = self._pool.claims
         self._stop = asyncio.Event()
@@ -158,12 +164,14 @@ class Service:
             The exit code: 0, or 70 after a fault of our own.
 
         Raises:
-            CannotCreate: The admin socket cannot be made.
+            CannotCreate: The admin socket, or the recording, cannot be made.
         """
         self._loop.set_exception_handler(self._on_fault)
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, self._stop.set)
         self._loop.add_signal_handler(signal.SIGHUP, self._reload)
+        if self._record is not None:
+            self._recorder = Recorder(self._record)
         await self._admin.start()
         self._link.start_guard()
         self._conductor.apply(self._policy)
@@ -192,6 +200,8 @@ class Service:
             await asyncio.gather(*tasks, return_exceptions=True)
             self._link.close(is_given_back=is_given_back)
             await self._admin.close()
+            if self._recorder is not None:
+                self._recorder.close()
         _log.info("stopped")
         return 70 if self._failure else 0
 
@@ -205,6 +215,8 @@ class Service:
 
     def _on_event(self, event: ControlEvent) -> None:
         actions = self._pool.handle(event, now=self._loop.time())
+        if self._recorder is not None:
+            self._recorder.take(event, actions)
         for action in actions:
             self._carry_out[type(action)](action)
         if self._pool.claims != self._claims:
@@ -236,7 +248,10 @@ class Service:
         self._handle(DeadlinePassed())
 
     def _handle(self, event: Event) -> None:
-        self._perform(self._pool.handle(event, now=self._loop.time()))
+        actions = self._pool.handle(event, now=self._loop.time())
+        if self._recorder is not None:
+            self._recorder.take(event, actions)
+        self._perform(actions)
         if isinstance(event, Connected | Disconnected):
             self._conductor.look()
 
