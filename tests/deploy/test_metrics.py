@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 from deploy.lab.fleet import PLAYS, Fleet, balanced, spread
 from deploy.lab.host import Host
@@ -25,7 +26,7 @@ def test_a_textfile_needs_no_opening_of_the_sandbox_and_any_user_may_read_it(fle
     fleet.normal(host)
     host.run(f"mkdir -p {FOLDER}")
     metrics = {"textfile": FILE, "interval": "1s"}
-    variables = {
+    variables: dict[str, Any] = {
         "circuitloom_policy": {**fleet.policy, "metrics": metrics},
         "circuitloom_textfile_directory": FOLDER,
     }
