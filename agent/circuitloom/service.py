@@ -22,12 +22,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from circuitloom import logs, wire
+from circuitloom import __version__, logs, wire
 from circuitloom.admin import AdminServer
 from circuitloom.adopting import adopt_circuit
 from circuitloom.conductor import Conductor, ConductorEvents
 from circuitloom.errors import CircuitloomError, ControlUnreachable, PolicyError
 from circuitloom.link import RESERVED_OPTIONS, Link, LinkEvents
+from circuitloom.metrics import AgentCounts, Exporter, Reading
 from circuitloom.model import (
     LEAVE_UNATTACHED,
     TOR_CHOOSES,
@@ -107,12 +108,15 @@ class Service:
         self._status_timer: asyncio.TimerHandle | None = None
         self._status_text = ""
         self._notifier = Notifier()
+        self._counts = AgentCounts()
+        self._counted = 0
+        self._exporter = Exporter(self._read_numbers)
         self._link = Link(
             policy.tor,
             LinkEvents(
                 connected=self._on_connected,
                 event=self._on_event,
-                turn=self._on_turn,
+                turn=self._on_read,
                 lost=self._on_lost,
                 reserved=self._handle,
                 pulse=self._notifier.watchdog,
@@ -135,7 +139,7 @@ class Service:
             policy=lambda: self._pool.policy,
             status=self._status_document,
             give=self._handle,
-            read=lambda: read_policy(self._policy_path),
+            read=self._read_policy,
             apply=self._apply,
             explain=lambda stream_id: self._pool.explain(stream_id, now=self._loop.time()),
             adopt=lambda name, circuit_id: adopt_circuit(
@@ -175,6 +179,7 @@ class Service:
         await self._admin.start()
         self._link.start_guard()
         self._conductor.apply(self._policy)
+        self._exporter.apply(self._policy.metrics)
         connecting = self._loop.create_task(self._link.stay_connected())
         tasks = (
             connecting,
@@ -199,6 +204,7 @@ class Service:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             self._link.close(is_given_back=is_given_back)
+            await self._exporter.close()
             await self._admin.close()
             if self._recorder is not None:
                 self._recorder.close()
@@ -211,6 +217,7 @@ class Service:
         if not self._is_state_loaded:
             self._is_state_loaded = True
             event = dataclasses.replace(event, records=self._state.load())
+        self._counts.connections += 1
         self._handle(event)
 
     def _on_event(self, event: ControlEvent) -> None:
@@ -231,6 +238,17 @@ class Service:
     def _on_lost(self) -> None:
         if not self._stop.is_set():
             self._handle(Disconnected())
+
+    def _on_read(self) -> None:
+        """All that one read brought is handled, and leaves now: what it decided took as long as this."""
+        attached = self._pool.attached_total
+        if attached != self._counted:
+            session = self._link.session
+            if session is not None:
+                seconds = self._loop.time() - session.read_at
+                self._counts.decisions.observe(seconds, attached - self._counted)
+            self._counted = attached
+        self._on_turn()
 
     def _on_turn(self) -> None:
         """All that one read brought is handled: arm the timer once for all of it."""
@@ -258,6 +276,8 @@ class Service:
     def _perform(self, actions: list[Action]) -> None:
         for action in actions:
             self._carry_out[type(action)](action)
+        # What a deadline or an order attached has not been read a moment ago.
+        self._counted = self._pool.attached_total
         self._on_turn()
         self._tell_status()
 
@@ -272,6 +292,7 @@ class Service:
             if not reply.is_ok:
                 self._handle(TakeOverRefused(reply.text))
 
+        self._counts.takeovers += 1
         self._link.beat()
         self._send(wire.command("SETCONF", f"{LEAVE_UNATTACHED}=1"), check)
 
@@ -280,6 +301,7 @@ class Service:
             if not reply.is_ok:
                 _log.error("Tor refused to reset %s: %s", LEAVE_UNATTACHED, reply.text)
 
+        self._counts.give_backs += 1
         self._send(wire.command("RESETCONF", LEAVE_UNATTACHED), check)
 
     def _ask_waiting(self, _action: AskWaiting) -> None:
@@ -401,12 +423,30 @@ class Service:
         )
         return document | {"rounds": self._conductor.summary()}
 
+    def _read_numbers(self) -> Reading:
+        return Reading(
+            snapshot=self._pool.snapshot(now=self._loop.time()),
+            tally=self._pool.tally,
+            counts=self._counts,
+            guards=self._pool.guards(),
+            version=__version__,
+            tor_version=self._link.tor_version,
+        )
+
     # --- reload and stop -----------------------------------------------------------------------------------
+
+    def _read_policy(self) -> Policy:
+        try:
+            return read_policy(self._policy_path)
+        except PolicyError:
+            self._counts.reloads_refused += 1
+            self._counts.is_policy_current = False
+            raise
 
     def _reload(self) -> None:
         self._notifier.reloading()
         try:
-            policy = read_policy(self._policy_path)
+            policy = self._read_policy()
         except PolicyError as error:
             for fault in error.faults:
                 _log.error("%s", fault)
@@ -428,6 +468,9 @@ class Service:
         logs.configure(policy.log)
         self._perform(self._pool.replace_policy(self._policy, now=self._loop.time()))
         self._conductor.apply(self._policy)
+        self._exporter.apply(self._policy.metrics)
+        self._counts.reloads_applied += 1
+        self._counts.is_policy_current = True
         _log.info("reloaded %s: %d circuits", self._policy_path, len(policy.slots))
 
     async def _give_everything_back(self) -> bool:

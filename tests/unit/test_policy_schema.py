@@ -25,6 +25,7 @@ from circuitloom.policy import (
     Log,
     LogFormat,
     LogLevel,
+    Metrics,
     OnFailure,
     Policy,
     Rebuild,
@@ -139,6 +140,9 @@ def test_keys_without_default_are_those_whose_description_says_how() -> None:
         "rounds",
         "env",
         "after",
+        "textfile",
+        "listen",
+        "agent",
     }
 
 
@@ -198,6 +202,7 @@ def test_schema_defaults_are_the_defaults_of_the_dataclasses() -> None:
         failover=Failover(min_active=2, rebuild=Rebuild()),
         log=Log(),
         admin=Admin(),
+        metrics=Metrics(),
     )
 
     assert expected == parse_policy(MINIMAL, name="minimal")
@@ -244,6 +249,7 @@ failover:
 health: {eject: {consecutive_failures: 6, base: 40s, max_percent: 70}}
 log: {level: debug, format: plain}
 admin: {socket: /s}
+metrics: {textfile: /m.prom, interval: 20s, listen: "[::1]:9955", agent: one}
 rules:
   - match: {port: [25, 80-90], host: [.Example.com], socks_user: t*, source: [10.0.0.0/8], session_group: 3}
     circuits: [a, b]
@@ -283,7 +289,8 @@ rounds: {command: [/h, x], interval: 9s, first_after: 1s, rounds: 4, schedule: e
         f"rules={policy.rules}, "
         "rounds=Rounds(command=('/h', 'x'), interval_seconds=9.0, first_after_seconds=1.0, rounds=4, "
         "schedule=<Schedule.EVERY_CIRCUIT: 'every-circuit'>, timeout_seconds=8.0, env=('A', 'B=c'), "
-        "on_failure=<OnFailure.DRAIN: 'drain'>, require_probe=False))"
+        "on_failure=<OnFailure.DRAIN: 'drain'>, require_probe=False), "
+        "metrics=Metrics(textfile='/m.prom', interval_seconds=20.0, listen=('::1', 9955), agent='one'))"
     )
     nowhere = Match()
     assert policy.rules == (

@@ -13,6 +13,7 @@ Each stage goes on over the faults of the stage before it, so one run of ``circu
 
 from __future__ import annotations
 
+from circuitloom.policy.operating import Log, LogFormat, LogLevel, Metrics
 from circuitloom.policy.parse import check_policy, parse_policy, read_policy
 from circuitloom.policy.schema import schema_text
 from circuitloom.policy.source import read_source
@@ -27,9 +28,6 @@ from circuitloom.policy.types import (
     Health,
     Isolation,
     Keys,
-    Log,
-    LogFormat,
-    LogLevel,
     OnFailure,
     Policy,
     Rebuild,
@@ -62,6 +60,7 @@ __all__ = [
     "Log",
     "LogFormat",
     "LogLevel",
+    "Metrics",
     "OnFailure",
     "Policy",
     "Rebuild",

@@ -8,6 +8,7 @@ from typing import Any
 from circuitloom.errors import Fault, PolicyError
 from circuitloom.model import Purpose
 from circuitloom.policy.document import parse_document
+from circuitloom.policy.operating import Log, LogFormat, LogLevel, Metrics
 from circuitloom.policy.schema import fill_defaults, load_schema
 from circuitloom.policy.schema_faults import find_schema_faults, to_data
 from circuitloom.policy.semantics import find_semantic_faults, find_warnings, slot_names
@@ -23,9 +24,6 @@ from circuitloom.policy.types import (
     Health,
     Isolation,
     Keys,
-    Log,
-    LogFormat,
-    LogLevel,
     Match,
     OnFailure,
     Overflow,
@@ -51,6 +49,7 @@ from circuitloom.policy.values import (
     parse_control,
     parse_duration,
     parse_fingerprint,
+    parse_listen,
     parse_network,
     parse_percentage,
     parse_ports,
@@ -172,6 +171,7 @@ def _build(data: dict[str, Any], adopting: frozenset[int]) -> Policy:
         admin=Admin(data["admin"]["socket"]),
         rules=tuple(_build_rule(rule, data["circuits"]) for rule in data["rules"]),
         rounds=_build_rounds(data["rounds"]),
+        metrics=_build_metrics(data["metrics"]),
     )
 
 
@@ -200,6 +200,17 @@ def _build_health(data: dict[str, Any]) -> Health:
     if eject is None:
         return Health()
     return Health(Eject(eject["consecutive_failures"], parse_duration(eject["base"]), eject["max_percent"]))
+
+
+def _build_metrics(data: dict[str, Any]) -> Metrics:
+    listen = data.get("listen")
+    address = None if listen is None else parse_listen(listen)
+    return Metrics(
+        textfile=data.get("textfile"),
+        interval_seconds=parse_duration(data["interval"]),
+        listen=None if address is None else (address.host, address.port),
+        agent=data.get("agent"),
+    )
 
 
 def _build_rounds(data: dict[str, Any]) -> Rounds | None:

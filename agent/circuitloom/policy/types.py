@@ -13,6 +13,7 @@ from enum import StrEnum
 from ipaddress import IPv4Network, IPv6Network
 
 from circuitloom.model import Purpose
+from circuitloom.policy.operating import Log, Metrics
 
 DEFAULT_CONTROL_PATH = "/run/tor/control"
 DEFAULT_ADMIN_SOCKET = "/run/circuitloom/admin.sock"
@@ -124,23 +125,6 @@ class OnFailure(StrEnum):
     NEXT_CIRCUIT = "next-circuit"
     SKIP = "skip"
     DRAIN = "drain"
-
-
-class LogLevel(StrEnum):
-    """The least severe lines that are written."""
-
-    DEBUG = "debug"
-    INFO = "info"
-    WARNING = "warning"
-    ERROR = "error"
-
-
-class LogFormat(StrEnum):
-    """``journal`` prefixes each line with ``<priority>``; ``auto`` does so under systemd only."""
-
-    AUTO = "auto"
-    JOURNAL = "journal"
-    PLAIN = "plain"
 
 
 @dataclass(frozen=True, slots=True)
@@ -369,14 +353,6 @@ class Health:
 
 
 @dataclass(frozen=True, slots=True)
-class Log:
-    """What is logged, and how."""
-
-    level: LogLevel = LogLevel.INFO
-    format: LogFormat = LogFormat.AUTO
-
-
-@dataclass(frozen=True, slots=True)
 class Admin:
     """Where the agent answers ``circuitloom status``."""
 
@@ -423,3 +399,4 @@ class Policy:
     admin: Admin = field(default_factory=Admin)
     rules: tuple[Rule, ...] = ()
     rounds: Rounds | None = None
+    metrics: Metrics = field(default_factory=Metrics)

@@ -37,6 +37,7 @@ from circuitloom.pool.dispatch import Dispatcher
 from circuitloom.pool.isolation import isolation_key
 from circuitloom.pool.keys import Keys
 from circuitloom.pool.streams import Stream, StreamState, TorsOwn, is_directory
+from circuitloom.pool.tally import observe_connect
 
 _RESOLVES = frozenset({StreamStatus.NEWRESOLVE, StreamStatus.SENTRESOLVE})
 
@@ -125,6 +126,7 @@ class Attacher(Dispatcher):
                 stream.state = StreamState.OPEN
             case _:
                 stream.target = line.target
+                stream.held_at = self.now
                 stream.is_tors = self._tors_own.has(line.target)
                 stream.key = self._shared_key()
                 if is_held:
@@ -204,6 +206,7 @@ class Attacher(Dispatcher):
             stream.is_tors = self._tors_own.has(event.target)
             stream.key = self._shared_key()
         stream.is_held = True
+        stream.held_at = self.now
         # In any other state this is the echo of a move, ours or another controller's (tor-facts 3, 12).
         if stream.state is StreamState.NEW:
             self.serve(stream)
@@ -222,7 +225,9 @@ class Attacher(Dispatcher):
         if stream is not None:
             self._place(stream, event.circuit_id)
             if stream.is_unanswered and stream.circuit is not None:
-                stream.circuit.connect_time.observe(self.now - stream.attached_at, self.now)
+                circuit, seconds = stream.circuit, self.now - stream.attached_at
+                circuit.connect_time.observe(seconds, self.now)
+                observe_connect(circuit.connects, circuit.slot.tally.connects, seconds)
             self._unanswered.end(stream)
             self._blame.succeed(stream.target, stream.circuit)
             if stream.circuit is not None:
@@ -257,7 +262,7 @@ class Attacher(Dispatcher):
             if circuit is not None and stream.is_unanswered and event.keywords.get("REASON") == "END":
                 # The exit's last word; the end of a circuit (DESTROY) says nothing of a destination.
                 self._accuse(stream, circuit)
-            self._count_failure(stream)
+            self._count_failure(stream, is_final=True)
 
     def _on_closed(self, event: StreamEvent) -> None:
         stream = self.streams.get(event.stream_id)

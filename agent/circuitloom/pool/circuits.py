@@ -70,7 +70,7 @@ class Circuits(Succession):
         self.streams = 0
         self.idle_since = 0.0
         self.is_watched = False
-        self.slots = {slot.name: SlotState(slot, self) for slot in slots}
+        self.slots = {slot.name: SlotState(slot, self, builder.tally.of(slot.name)) for slot in slots}
         self._slots_changed()
 
     # --- what the pool asks --------------------------------------------------------------------------------
@@ -84,6 +84,11 @@ class Circuits(Succession):
     def draining(self) -> list[Circuit]:
         """Circuits that take no more streams and still have some."""
         return [circuit for circuit in self._members if circuit.state is CircuitState.DRAINING]
+
+    @property
+    def members(self) -> Collection[Circuit]:
+        """Every circuit that Tor has given an id, until its end."""
+        return self._members.keys()
 
     @property
     def is_gone(self) -> bool:
@@ -229,7 +234,7 @@ class Circuits(Succession):
             case CircuitStatus.BUILT:
                 if circuit.state is CircuitState.LAUNCHED:
                     circuit.path = event.path
-                    self._builder.finish(circuit)
+                    self._builder.finish(circuit, now=now)
                     self._serve(circuit, "built", now=now)
                     self.is_cold = self.is_cold and not self.is_ready
             case CircuitStatus.FAILED | CircuitStatus.CLOSED:
@@ -315,7 +320,10 @@ class Circuits(Succession):
         self._outgoing = {}
         self.slots = {}
         for slot in slots:
-            state = old.pop(slot.name, None) or SlotState(slot, self)
+            tally = self._builder.tally.of(slot.name)
+            state = old.pop(slot.name, None) or SlotState(slot, self, tally)
+            # One that was on its way out may come back to a name whose numbers were forgotten meanwhile.
+            state.tally = tally
             is_moved = _origin(state.slot) != _origin(slot)
             state.has_adopted = state.has_adopted and slot.adopt is not None
             state.slot = slot

@@ -54,7 +54,8 @@ from circuitloom.pool.decisions import Decisions, Explanation, candidates
 from circuitloom.pool.keys import Keys
 from circuitloom.pool.orders import carry_out
 from circuitloom.pool.slots import Circuit, SlotState
-from circuitloom.pool.snapshot import PoolSnapshot, snapshot_circuits
+from circuitloom.pool.snapshot import PoolSnapshot, count_guards, snapshot_circuits
+from circuitloom.pool.tally import Tally
 
 TAKE_OVER_RETRY_SECONDS = 10.0
 """Tor refuses SETCONF of this option only in a state that does not pass in a moment."""
@@ -227,7 +228,22 @@ class Pool:
             released_total=self._attacher.released_total,
             failed_total=self._attacher.failed_total,
             notice=self._contention.notice,
+            streams_queued=self._attacher.queued,
         )
+
+    def guards(self) -> tuple[int, ...]:
+        """How many built circuits begin at each first relay, the most first."""
+        return count_guards(self._keys)
+
+    @property
+    def tally(self) -> Tally:
+        """What has happened so far; only to be read."""
+        return self._builder.tally
+
+    @property
+    def attached_total(self) -> int:
+        """Attachments so far."""
+        return self._attacher.attached_total
 
     @property
     def claims(self) -> int:

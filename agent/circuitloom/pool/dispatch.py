@@ -229,6 +229,7 @@ class Dispatcher(StreamTable):
         self._count_failure(stream)
         stream.failures += 1
         stream.tried = (*stream.tried, circuit_id)
+        self._tally.redispatches += 1
         self._take_off(stream)
         self._attach(stream, other)
 

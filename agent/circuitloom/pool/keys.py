@@ -266,6 +266,7 @@ class Keys:
         """Apply a new policy to every key's circuits; another isolation begins with fresh ones."""
         is_same = policy.balance.isolation is self._policy.balance.isolation
         self._policy = policy
+        self._builder.tally.keep({slot.name for slot in policy.slots})
         self._builder.rebuild = policy.failover.rebuild
         for circuits in list(self):
             if is_same:

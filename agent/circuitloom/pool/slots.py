@@ -10,6 +10,7 @@ from circuitloom.balancing import ConnectTime
 from circuitloom.model import CircuitId, Hop, Purpose
 from circuitloom.policy.types import Slot
 from circuitloom.pool.isolation import IsolationKey
+from circuitloom.pool.tally import CircuitTally, Histogram
 
 if TYPE_CHECKING:
     from circuitloom.pool.circuits import Circuits
@@ -41,6 +42,7 @@ class Circuit:
         is_candidate: Whether it is in the chooser.
         key: The key of the first stream on it, whoever attached that; None before.
         connect_time: How long it takes to connect a stream.
+        connects: The same, of all streams so far.
         purpose: What Tor says that it is.
         failed_targets: Destinations that failed on it since one was connected; kept by ``Blame``.
         is_adopted: Whether another controller built it; then that one closes it, and we never do.
@@ -58,6 +60,7 @@ class Circuit:
     is_candidate: bool = False
     key: IsolationKey | None = None
     connect_time: ConnectTime = field(default_factory=ConnectTime)
+    connects: Histogram = field(default_factory=Histogram)
     purpose: Purpose = Purpose.GENERAL
     failed_targets: set[str] = field(default_factory=set, repr=False)
     is_adopted: bool = False
@@ -75,6 +78,7 @@ class SlotState:
     Attributes:
         slot: What the policy says.
         owner: The circuits of the key that the slot is for.
+        tally: What has happened under its name, of every key.
         circuit: The circuit that serves, if any.
         building: The circuit under way, if any.
         is_outdated: Whether ``circuit`` was built for a path that the policy no longer names.
@@ -87,6 +91,7 @@ class SlotState:
 
     slot: Slot
     owner: Circuits
+    tally: CircuitTally
     circuit: Circuit | None = None
     building: Circuit | None = None
     is_outdated: bool = False

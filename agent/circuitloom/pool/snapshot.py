@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, field
 
 from circuitloom.pool.circuits import Circuits
 from circuitloom.pool.keys import Keys
 from circuitloom.pool.slots import Circuit, CircuitState, SlotState
+from circuitloom.pool.tally import Histogram
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +31,7 @@ class CircuitSnapshot:
         weight_share: Its part of the weights of its tier and key, 0 to 1.
         key: The number of the isolation key that it is for, from 0.
         is_adopted: Whether another controller built it, or has to.
+        connects: How long streams on the circuit took to connect.
     """
 
     name: str
@@ -46,11 +49,17 @@ class CircuitSnapshot:
     weight_share: float
     key: int
     is_adopted: bool = False
+    connects: Histogram = field(default_factory=Histogram)
 
 
 @dataclass(frozen=True, slots=True)
 class PoolSnapshot:
-    """The whole pool; times are seconds, ``notice`` tells of another controller."""
+    """The whole pool; times are seconds.
+
+    Attributes:
+        streams_queued: Those of the waiting that wait for room.
+        notice: Tells of another controller.
+    """
 
     state: str
     since_seconds: float
@@ -63,6 +72,7 @@ class PoolSnapshot:
     released_total: int
     failed_total: int
     notice: str = ""
+    streams_queued: int = 0
 
 
 def snapshot_circuits(keys: Keys, *, now: float) -> tuple[CircuitSnapshot, ...]:
@@ -81,6 +91,17 @@ def snapshot_circuits(keys: Keys, *, now: float) -> tuple[CircuitSnapshot, ...]:
         for circuit in circuits.draining
     ]
     return tuple(snapshots)
+
+
+def count_guards(keys: Keys) -> tuple[int, ...]:
+    """How many built circuits begin at each first relay, the most first."""
+    guards = Counter(
+        circuit.path[0].fingerprint
+        for circuits in keys.all
+        for circuit in circuits.members
+        if circuit.path and circuit.state is not CircuitState.LAUNCHED
+    )
+    return tuple(count for _, count in guards.most_common())
 
 
 def _snapshot_key(circuits: Circuits, now: float) -> list[CircuitSnapshot]:
@@ -140,4 +161,5 @@ def _snapshot(
         weight_share=shares[1],
         key=state.owner.number,
         is_adopted=not state.is_ours_to_build if circuit is None else circuit.is_adopted,
+        connects=circuit.connects if circuit else Histogram(),
     )
