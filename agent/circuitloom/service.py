@@ -163,6 +163,7 @@ class Service:
         self._loop.add_signal_handler(signal.SIGHUP, self._reload)
         await self._admin.start()
         self._link.start_guard()
+        self._link.count_bytes(is_wanted=self._policy.rotation.max_bytes is not None)
         self._conductor.apply(self._policy)
         connecting = self._loop.create_task(self._link.stay_connected())
         tasks = (
@@ -402,6 +403,7 @@ class Service:
         self._policy = dataclasses.replace(policy, tor=old.tor, admin=old.admin)
         logs.configure(policy.log)
         self._perform(self._pool.replace_policy(self._policy, now=self._loop.time()))
+        self._link.count_bytes(is_wanted=policy.rotation.max_bytes is not None)
         self._conductor.apply(self._policy)
         _log.info("reloaded %s: %d circuits", self._policy_path, len(policy.slots))
 

@@ -32,6 +32,7 @@ from circuitloom.model import (
     TakeOver,
     TakeOverRefused,
 )
+from circuitloom.policy.rotation import Rotation
 from circuitloom.policy.types import (
     Algorithm,
     Balance,
@@ -74,6 +75,7 @@ def policy_of(
     queue: Queue | None = None,
     rules: tuple[Rule, ...] = (),
     eject: Eject | None = None,
+    rotation: Rotation | None = None,
 ) -> Policy:
     """A policy; a slot with nothing but a name may be given as that."""
     return Policy(
@@ -84,6 +86,7 @@ def policy_of(
         failover=Failover(when_none, min_active, rebuild or Rebuild(), retry or Retry(), redispatch_seconds),
         rules=rules,
         health=Health(eject),
+        rotation=rotation or Rotation(),
     )
 
 
@@ -153,6 +156,7 @@ class Driver:
         reserved: str = "250 MapAddress",
         records: tuple[RecordedCircuit, ...] = (),
         secret: bytes | None = None,
+        max_dirtiness_seconds: float | None = None,
     ) -> list[str]:
         """The connection is up; GETINFO circuit-status and stream-status, and GETCONF, answer this."""
         self._builds.clear()
@@ -164,6 +168,7 @@ class Driver:
                 reserved=wire.parse_reserved(self._reply(reserved)),
                 records=records,
                 secret=secret,
+                max_dirtiness_seconds=max_dirtiness_seconds,
             )
         )
 

@@ -14,6 +14,7 @@ Each stage goes on over the faults of the stage before it, so one run of ``circu
 from __future__ import annotations
 
 from circuitloom.policy.parse import check_policy, parse_policy, read_policy
+from circuitloom.policy.rotation import Rotation
 from circuitloom.policy.schema import schema_text
 from circuitloom.policy.source import read_source
 from circuitloom.policy.types import (
@@ -67,6 +68,7 @@ __all__ = [
     "Rebuild",
     "Retry",
     "Role",
+    "Rotation",
     "Rounds",
     "Schedule",
     "Slot",

@@ -8,6 +8,7 @@ from typing import Any
 from circuitloom.errors import Fault, PolicyError
 from circuitloom.model import Purpose
 from circuitloom.policy.document import parse_document
+from circuitloom.policy.rotation import Rotation
 from circuitloom.policy.schema import fill_defaults, load_schema
 from circuitloom.policy.schema_faults import find_schema_faults, to_data
 from circuitloom.policy.semantics import find_semantic_faults, find_warnings, slot_names
@@ -54,6 +55,7 @@ from circuitloom.policy.values import (
     parse_network,
     parse_percentage,
     parse_ports,
+    parse_size,
 )
 
 __all__ = ["check_policy", "parse_policy", "read_policy"]
@@ -168,6 +170,7 @@ def _build(data: dict[str, Any], adopting: frozenset[int]) -> Policy:
             redispatch_seconds=None if redispatch is None else parse_duration(redispatch),
         ),
         health=_build_health(data["health"]),
+        rotation=_build_rotation(data["rotation"]),
         log=Log(level=LogLevel(data["log"]["level"]), format=LogFormat(data["log"]["format"])),
         admin=Admin(data["admin"]["socket"]),
         rules=tuple(_build_rule(rule, data["circuits"]) for rule in data["rules"]),
@@ -200,6 +203,17 @@ def _build_health(data: dict[str, Any]) -> Health:
     if eject is None:
         return Health()
     return Health(Eject(eject["consecutive_failures"], parse_duration(eject["base"]), eject["max_percent"]))
+
+
+def _build_rotation(data: dict[str, Any]) -> Rotation:
+    max_age, max_bytes, drain = (data.get(key) for key in ("max_age", "max_bytes", "drain"))
+    return Rotation(
+        max_age_seconds=max_age and parse_duration(max_age),
+        max_streams_total=data.get("max_streams_total"),
+        max_bytes=max_bytes and parse_size(max_bytes),
+        drain_seconds=drain and parse_duration(drain),
+        jitter=parse_percentage(data["jitter"]),
+    )
 
 
 def _build_rounds(data: dict[str, Any]) -> Rounds | None:

@@ -13,6 +13,7 @@ from enum import StrEnum
 from ipaddress import IPv4Network, IPv6Network
 
 from circuitloom.model import Purpose
+from circuitloom.policy.rotation import Rotation
 
 DEFAULT_CONTROL_PATH = "/run/tor/control"
 DEFAULT_ADMIN_SOCKET = "/run/circuitloom/admin.sock"
@@ -419,6 +420,7 @@ class Policy:
     balance: Balance = field(default_factory=Balance)
     failover: Failover = field(default_factory=Failover)
     health: Health = field(default_factory=Health)
+    rotation: Rotation = field(default_factory=Rotation)
     log: Log = field(default_factory=Log)
     admin: Admin = field(default_factory=Admin)
     rules: tuple[Rule, ...] = ()

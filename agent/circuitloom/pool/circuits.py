@@ -19,6 +19,7 @@ from circuitloom.model import Action, CircuitEvent, CircuitId, CircuitStatus, Pu
 from circuitloom.policy.types import Policy, Role, Slot
 from circuitloom.pool.builder import Builder
 from circuitloom.pool.isolation import UNKNOWN_KEY, IsolationKey
+from circuitloom.pool.rotation import Rotation
 from circuitloom.pool.slots import Circuit, CircuitState, SlotState
 from circuitloom.pool.succession import Succession
 
@@ -37,6 +38,7 @@ class Circuits(Succession):
         slots: The slots of the policy that this key gets.
         drained: Names of slots that take no new streams now.
         builder: Asks Tor for circuits.
+        rotation: Looks after their age and use.
         emit: Takes each action, in order.
 
     Attributes:
@@ -58,9 +60,10 @@ class Circuits(Succession):
         number: int,
         drained: Collection[str],
         builder: Builder,
+        rotation: Rotation,
         emit: Callable[[Action], None],
     ) -> None:
-        super().__init__(policy, drained=drained, builder=builder, emit=emit)
+        super().__init__(policy, drained=drained, builder=builder, rotation=rotation, emit=emit)
         self.number = number
         self.key: IsolationKey | None = None
         # Nobody waits for circuits that only another controller can build.
@@ -285,6 +288,8 @@ class Circuits(Succession):
         for state in self.slots.values():
             if state.is_ours_to_build and name in {None, state.slot.name}:
                 state.is_outdated = state.circuit is not None
+                if name is not None and state.circuit is not None:
+                    self._rotation.end(state.circuit)
                 self._builder.want(state)
 
     def handle_drained(self) -> None:

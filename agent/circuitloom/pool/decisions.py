@@ -142,7 +142,7 @@ def _why(state: SlotState, circuits: Circuits, now: float) -> str:
     if state.circuit is None:
         return "is being built" if state.retry_at is None else "waits to be built again"
     if state.circuit.is_candidate:
-        return "takes streams in its turn"
+        return "takes streams in its turn" + (", until its successor is built" if state.is_outdated else "")
     if state.slot.name in circuits.drained:
         return "drained by the operator"
     until = circuits.ejected_until(state.circuit)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from circuitloom.model import TOR_CHOOSES, Action, Purpose
+from circuitloom.model import TOR_CHOOSES, Action, Announce, CloseCircuit, Purpose, Severity
 from circuitloom.policy.types import (
     ColdStart,
     Overflow,
@@ -30,8 +30,9 @@ from circuitloom.pool.builder import Builder
 from circuitloom.pool.circuits import Circuits
 from circuitloom.pool.ejections import Ejections
 from circuitloom.pool.keys import Keys
+from circuitloom.pool.rotation import Rotation
 from circuitloom.pool.slots import Circuit
-from circuitloom.pool.streams import Stream
+from circuitloom.pool.streams import Stream, StreamState
 from circuitloom.pool.table import StreamTable
 
 _NO_RESOLVE = "only Tor's own circuits resolve names under purpose controller"
@@ -44,6 +45,7 @@ class Dispatcher(StreamTable):
         policy: What to do.
         keys: Circuits by key.
         builder: Circuits by id.
+        rotation: Looks after their age and use.
         emit: Takes each action, in order.
 
     Attributes:
@@ -51,9 +53,15 @@ class Dispatcher(StreamTable):
     """
 
     def __init__(
-        self, policy: Policy, *, keys: Keys, builder: Builder, emit: Callable[[Action], None]
+        self,
+        policy: Policy,
+        *,
+        keys: Keys,
+        builder: Builder,
+        rotation: Rotation,
+        emit: Callable[[Action], None],
     ) -> None:
-        super().__init__(policy, keys=keys, builder=builder, emit=emit)
+        super().__init__(policy, keys=keys, builder=builder, rotation=rotation, emit=emit)
         self._blame = Blame()
         self._ejections = Ejections(emit)
         self.is_in_charge = False
@@ -88,6 +96,7 @@ class Dispatcher(StreamTable):
         deadlines = (
             self.waiting.next_deadline(),
             self._ejections.next_deadline(),
+            self._rotation.next_deadline(),
             None if patience is None or sent_at is None else sent_at + patience,
         )
         return min((deadline for deadline in deadlines if deadline is not None), default=None)
@@ -95,6 +104,8 @@ class Dispatcher(StreamTable):
     def handle_deadline(self) -> None:
         """Those that waited long enough are Tor's; those that no circuit answered try another."""
         self._ejections.handle_deadline(now=self.now)
+        for circuit in self._rotation.overdue():
+            self._cut(circuit)
         patience = self.policy.failover.redispatch_seconds
         if patience is not None:
             for stream in self._unanswered.overdue(sent_before=self.now - patience):
@@ -231,6 +242,23 @@ class Dispatcher(StreamTable):
         stream.tried = (*stream.tried, circuit_id)
         self._take_off(stream)
         self._attach(stream, other)
+
+    def _cut(self, circuit: Circuit) -> None:
+        """Close a circuit whose time to drain is over, with its streams.
+
+        Not while one is on its way: it would fail, and once it is answered, or detached, it does not have to.
+        """
+        if any(
+            stream.circuit is circuit and stream.state is StreamState.ATTACHED
+            for stream in self.streams.values()
+        ):
+            self._rotation.postpone(circuit)
+        elif circuit.circuit_id is not None:
+            self._rotation.cut(circuit)
+            left = "1 stream" if circuit.streams == 1 else f"{circuit.streams} streams"
+            message = f"circuit {circuit.label} is closed with {left}: its time to drain is over"
+            self._emit(Announce(Severity.INFO, message))
+            self._emit(CloseCircuit(circuit.circuit_id, is_forced=True))
 
     def _accuse(self, stream: Stream, circuit: Circuit) -> None:
         """The stream failed on the circuit: find out whose fault that is."""

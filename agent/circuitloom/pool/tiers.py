@@ -17,6 +17,7 @@ from circuitloom.model import Action, Announce, CircuitId, Severity
 from circuitloom.policy.types import Policy, Role
 from circuitloom.pool.builder import Builder
 from circuitloom.pool.choosing import Choosers
+from circuitloom.pool.rotation import Rotation
 from circuitloom.pool.slots import Circuit, CircuitState, SlotState
 
 
@@ -27,6 +28,7 @@ class Tiers:
         policy: What to keep.
         drained: Names of slots that take no new streams now.
         builder: Knows the circuits by id.
+        rotation: Looks after their age and use.
         emit: Takes each action, in order.
 
     Attributes:
@@ -42,10 +44,12 @@ class Tiers:
         *,
         drained: Collection[str],
         builder: Builder,
+        rotation: Rotation,
         emit: Callable[[Action], None],
     ) -> None:
         self.drained = drained
         self._builder = builder
+        self._rotation = rotation
         self._emit = emit
         self._min_active = policy.failover.min_active
         self._policy = policy
