@@ -32,6 +32,7 @@ from circuitloom.model import (
     TakeOver,
     TakeOverRefused,
 )
+from circuitloom.policy.health import Panic
 from circuitloom.policy.rotation import Rotation
 from circuitloom.policy.types import (
     Algorithm,
@@ -76,6 +77,7 @@ def policy_of(
     rules: tuple[Rule, ...] = (),
     eject: Eject | None = None,
     rotation: Rotation | None = None,
+    panic: Panic | None = None,
 ) -> Policy:
     """A policy; a slot with nothing but a name may be given as that."""
     return Policy(
@@ -85,7 +87,7 @@ def policy_of(
         ),
         failover=Failover(when_none, min_active, rebuild or Rebuild(), retry or Retry(), redispatch_seconds),
         rules=rules,
-        health=Health(eject),
+        health=Health(eject, panic),
         rotation=rotation or Rotation(),
     )
 

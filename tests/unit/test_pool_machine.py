@@ -24,6 +24,7 @@ from circuitloom.model import (
     ReleaseStream,
     StopRequested,
 )
+from circuitloom.policy.health import Panic, PanicAction
 from circuitloom.policy.rotation import Rotation
 from circuitloom.policy.types import (
     Algorithm,
@@ -118,7 +119,14 @@ def policies(draw: st.DrawFn) -> Policy:
             if purpose is Purpose.CONTROLLER
             else None,
         ),
-        health=Health(draw(st.sampled_from([None, Eject(1, 1.0, 50), Eject(2, 3.0, 100)]))),
+        health=Health(
+            draw(st.sampled_from([None, Eject(1, 1.0, 50), Eject(2, 3.0, 100)])),
+            draw(
+                st.one_of(
+                    st.none(), st.builds(Panic, st.sampled_from([0.5, 1.0]), st.sampled_from(PanicAction))
+                )
+            ),
+        ),
         rotation=draw(rotations()),
         rules=tuple(draw(st.lists(rules(names), max_size=2))),
     )

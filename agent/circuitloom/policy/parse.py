@@ -8,6 +8,7 @@ from typing import Any
 from circuitloom.errors import Fault, PolicyError
 from circuitloom.model import Purpose
 from circuitloom.policy.document import parse_document
+from circuitloom.policy.health import Panic, PanicAction
 from circuitloom.policy.rotation import Rotation
 from circuitloom.policy.schema import fill_defaults, load_schema
 from circuitloom.policy.schema_faults import find_schema_faults, to_data
@@ -85,9 +86,9 @@ def check_policy(data: bytes, *, name: str) -> tuple[Policy, tuple[Fault, ...]]:
     written = to_data(document.root)
     adopting = [index for index, entry in enumerate(written["circuits"]) if "adopt" in entry]
     filled = fill_defaults(written, load_schema())
-    if "eject" not in written.get("health", {}):
-        # Nobody is ejected by default: the section's other keys are only the schema's defaults.
-        del filled["health"]["eject"]
+    for key in {"eject", "panic"}.difference(written.get("health", {})):
+        # Off by default: the section's keys are then only the schema's defaults.
+        del filled["health"][key]
     policy = _build(filled, frozenset(adopting))
     return policy, tuple(sorted(find_warnings(document, policy)))
 
@@ -199,10 +200,12 @@ def _build_rule(rule: dict[str, Any], circuits: list[dict[str, Any]]) -> Rule:
 
 
 def _build_health(data: dict[str, Any]) -> Health:
-    eject = data.get("eject")
-    if eject is None:
-        return Health()
-    return Health(Eject(eject["consecutive_failures"], parse_duration(eject["base"]), eject["max_percent"]))
+    eject, panic = data.get("eject"), data.get("panic")
+    return Health(
+        eject=eject
+        and Eject(eject["consecutive_failures"], parse_duration(eject["base"]), eject["max_percent"]),
+        panic=panic and Panic(parse_percentage(panic["threshold"]), PanicAction(panic["action"])),
+    )
 
 
 def _build_rotation(data: dict[str, Any]) -> Rotation:

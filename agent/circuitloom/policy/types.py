@@ -13,6 +13,7 @@ from enum import StrEnum
 from ipaddress import IPv4Network, IPv6Network
 
 from circuitloom.model import Purpose
+from circuitloom.policy.health import Panic
 from circuitloom.policy.rotation import Rotation
 
 DEFAULT_CONTROL_PATH = "/run/tor/control"
@@ -364,9 +365,15 @@ class Eject:
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """What happens to circuits that fail; ``eject`` None: nothing but blame and replacement."""
+    """What happens to circuits that do badly; what is None does not.
+
+    Attributes:
+        eject: When one takes no streams for a while.
+        panic: What happens when that leaves too few.
+    """
 
     eject: Eject | None = None
+    panic: Panic | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,8 +14,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
-from circuitloom.health import Ejector
+from circuitloom.health import Alarm
 from circuitloom.model import Action, CircuitEvent, CircuitId, CircuitStatus, Purpose, RecordedCircuit
+from circuitloom.policy.health import PanicAction
 from circuitloom.policy.types import Policy, Role, Slot
 from circuitloom.pool.builder import Builder
 from circuitloom.pool.isolation import UNKNOWN_KEY, IsolationKey
@@ -301,6 +302,7 @@ class Circuits(Succession):
         """No stream of this key comes any more: what runs finishes, nothing is built."""
         self.is_retired = True
         self._ejector.keep(())
+        self._alarm = Alarm(None)
         for state in self.slots.values():
             self._builder.unwant(state)
         outgoing, self._outgoing = self._outgoing, {}
@@ -314,8 +316,7 @@ class Circuits(Succession):
         """Keep what both policies name, build what is new, drain what is gone."""
         self._min_active = policy.failover.min_active
         self._policy = policy
-        if policy.health.eject != self._ejector.rule:
-            self._ejector = Ejector(policy.health.eject)
+        self._replace_health(policy.health)
         old = {name: circuit.slot for name, circuit in self._outgoing.items()} | self.slots
         self._outgoing = {}
         self.slots = {}
@@ -372,6 +373,12 @@ class Circuits(Succession):
         assert self.backup_built == roles.count(Role.BACKUP)
         assert not built or roles, "all are ejected"
         self._ejector.check_invariants()
+        if self._alarm.rule is not None:
+            assert self._alarm.is_on == (len(roles) < self._alarm.rule.threshold * len(built))
+        if self.panic is PanicAction.ALL:
+            assert all(circuit.is_candidate == self._may_serve(circuit) for circuit in self._ejector.out)
+        elif self.panic is not None:
+            assert not self.has_room(None)
         assert all(circuit in self._ejector for circuit in built)
 
 

@@ -55,7 +55,7 @@ from circuitloom.pool.keys import Keys
 from circuitloom.pool.orders import carry_out
 from circuitloom.pool.rotation import Rotation
 from circuitloom.pool.slots import Circuit, SlotState
-from circuitloom.pool.snapshot import PoolSnapshot, snapshot_circuits
+from circuitloom.pool.snapshot import PoolSnapshot, panic_notice, snapshot_circuits
 
 TAKE_OVER_RETRY_SECONDS = 10.0
 """Tor refuses SETCONF of this option only in a state that does not pass in a moment."""
@@ -235,7 +235,7 @@ class Pool:
             attached_total=self._attacher.attached_total,
             released_total=self._attacher.released_total,
             failed_total=self._attacher.failed_total,
-            notice=self._contention.notice,
+            notice=self._contention.notice or panic_notice(self._keys),
         )
 
     @property

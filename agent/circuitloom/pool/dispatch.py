@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from circuitloom.model import TOR_CHOOSES, Action, Announce, CloseCircuit, Purpose, Severity
+from circuitloom.policy.health import PanicAction
 from circuitloom.policy.types import (
     ColdStart,
     Overflow,
@@ -169,7 +170,9 @@ class Dispatcher(StreamTable):
 
     def _miss(self, stream: Stream, circuits: Circuits) -> None:
         """No circuit can take the stream now."""
-        if circuits.is_usable_among(stream.among):
+        if circuits.panic is PanicAction.TOR:
+            self._release(stream, "too few circuits are healthy")
+        elif circuits.panic is PanicAction.HOLD or circuits.is_usable_among(stream.among):
             if stream.tried and circuits.has_room(stream.among):
                 self._release(stream, "no other circuit can take it")
             else:
@@ -185,7 +188,8 @@ class Dispatcher(StreamTable):
                     self._close(stream, "no circuit is usable")
 
     def _queue(self, stream: Stream, circuits: Circuits) -> None:
-        """All circuits that may take the stream are full."""
+        """All circuits that may take the stream are full, or none may take any for a while."""
+        is_panic = circuits.panic is PanicAction.HOLD
         balance = self.policy.balance
         if not stream.is_held:
             # It was there before us, and Tor may be choosing for it already: a place in the queue is for
@@ -193,9 +197,9 @@ class Dispatcher(StreamTable):
             self._release(stream, "all circuits are full")
             return
         match balance.when_full:
-            case WhenFull.TOR:
+            case WhenFull.TOR if not is_panic:
                 self._release(stream, "all circuits are full")
-            case WhenFull.REJECT:
+            case WhenFull.REJECT if not is_panic:
                 self._close(stream, "all circuits are full")
             case _ if self._queues.add(stream, circuits, length=balance.queue.length):
                 # Whichever has room next may take it, also one that was tried.

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from circuitloom.policy.health import PanicAction
 from circuitloom.pool.circuits import Circuits
 from circuitloom.pool.keys import Keys
 from circuitloom.pool.slots import Circuit, CircuitState, SlotState
+from circuitloom.pool.tiers import PANIC_WORDS
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +52,7 @@ class CircuitSnapshot:
 
 @dataclass(frozen=True, slots=True)
 class PoolSnapshot:
-    """The whole pool; times are seconds, ``notice`` tells of another controller."""
+    """The whole pool; times are seconds, ``notice`` tells of another controller, or of a panic."""
 
     state: str
     since_seconds: float
@@ -63,6 +65,15 @@ class PoolSnapshot:
     released_total: int
     failed_total: int
     notice: str = ""
+
+
+def panic_notice(keys: Keys) -> str:
+    """What the status says while some key has too few healthy circuits; else nothing."""
+    panics = [circuits.panic for circuits in keys if circuits.panic is not None]
+    if not panics:
+        return ""
+    whose = "1 key has" if len(panics) == 1 else f"{len(panics)} keys have"
+    return f"{whose} too few healthy circuits, {PANIC_WORDS[panics[0]]}"
 
 
 def snapshot_circuits(keys: Keys, *, now: float) -> tuple[CircuitSnapshot, ...]:
@@ -105,8 +116,9 @@ def _snapshot_key(circuits: Circuits, now: float) -> list[CircuitSnapshot]:
 
 
 def _weight(state: SlotState) -> int:
-    """What counts of its weight: nothing while it is drained or ejected."""
-    is_out = state.slot.name in state.owner.drained or _word(state) == "ejected"
+    """What counts of its weight: nothing while it is drained, or ejected and there is no panic."""
+    is_ejected = _word(state) == "ejected" and state.owner.panic is not PanicAction.ALL
+    is_out = state.slot.name in state.owner.drained or is_ejected
     return 0 if is_out else state.slot.weight
 
 
