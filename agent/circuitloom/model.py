@@ -30,6 +30,9 @@ DOUBT_SECONDS = 2.0
 Tor does so as soon as it has a circuit. What is still there after this was left by somebody who was
 interrupted while giving back."""
 
+MAX_CIRCUIT_DIRTINESS = "MaxCircuitDirtiness"
+"""The option that says for how long after its first stream Tor gives new ones to a circuit (tor-facts 5)."""
+
 NO_KEYWORDS: Mapping[str, str] = MappingProxyType({})
 
 
@@ -143,11 +146,26 @@ class CircuitEvent(NamedTuple):
         return f"<circuit {self.circuit_id} {self.status}>"
 
 
+class CircuitBandwidth(NamedTuple):
+    """A CIRC_BW event: what a circuit has carried since the last one, about a second ago."""
+
+    circuit_id: CircuitId
+    read_bytes: int
+    written_bytes: int
+
+
 @dataclass(frozen=True, slots=True)
 class ConfChanged:
     """Options of the running Tor changed (CONF_CHANGED); None means the default came back."""
 
     values: Mapping[str, str | None]
+
+
+def dirtiness_seconds(value: str | None) -> float | None:
+    """The seconds of MaxCircuitDirtiness as Tor tells it; None: not known."""
+    if value is None:
+        return 600.0  # Tor's default
+    return float(value) if value.isdecimal() else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,6 +223,7 @@ class Connected:
         reserved: Addresses that Tor rewrites, perhaps to an onion service; their streams stay Tor's.
         records: Circuits that an agent before us left, at the first connection.
         secret: Tor's cookie, to write keys down with; None: there is none.
+        max_dirtiness_seconds: Tor's MaxCircuitDirtiness; None: not known.
     """
 
     circuits: tuple[CircuitEvent, ...] = ()
@@ -213,6 +232,7 @@ class Connected:
     reserved: Reserved | None = None
     records: tuple[RecordedCircuit, ...] = ()
     secret: bytes | None = field(default=None, repr=False)
+    max_dirtiness_seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -385,6 +405,7 @@ class Announce:
 Event = (
     StreamEvent
     | CircuitEvent
+    | CircuitBandwidth
     | ConfChanged
     | SignalReceived
     | NetworkReady

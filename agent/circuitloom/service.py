@@ -178,6 +178,7 @@ class Service:
             self._recorder = Recorder(self._record)
         await self._admin.start()
         self._link.start_guard()
+        self._link.count_bytes(is_wanted=self._policy.rotation.max_bytes is not None)
         self._conductor.apply(self._policy)
         self._exporter.apply(self._policy.metrics)
         connecting = self._loop.create_task(self._link.stay_connected())
@@ -467,6 +468,7 @@ class Service:
         self._policy = dataclasses.replace(policy, tor=old.tor, admin=old.admin)
         logs.configure(policy.log)
         self._perform(self._pool.replace_policy(self._policy, now=self._loop.time()))
+        self._link.count_bytes(is_wanted=policy.rotation.max_bytes is not None)
         self._conductor.apply(self._policy)
         self._exporter.apply(self._policy.metrics)
         self._counts.reloads_applied += 1

@@ -33,6 +33,8 @@ from circuitloom.model import (
     TakeOver,
     TakeOverRefused,
 )
+from circuitloom.policy.health import Panic
+from circuitloom.policy.rotation import Rotation
 from circuitloom.policy.types import (
     Algorithm,
     Balance,
@@ -77,6 +79,8 @@ def policy_of(
     queue: Queue | None = None,
     rules: tuple[Rule, ...] = (),
     eject: Eject | None = None,
+    rotation: Rotation | None = None,
+    panic: Panic | None = None,
 ) -> Policy:
     """A policy; a slot with nothing but a name may be given as that."""
     return Policy(
@@ -86,7 +90,8 @@ def policy_of(
         ),
         failover=Failover(when_none, min_active, rebuild or Rebuild(), retry or Retry(), redispatch_seconds),
         rules=rules,
-        health=Health(eject),
+        health=Health(eject, panic),
+        rotation=rotation or Rotation(),
     )
 
 
@@ -156,6 +161,7 @@ class Driver:
         reserved: str = "250 MapAddress",
         records: tuple[RecordedCircuit, ...] = (),
         secret: bytes | None = None,
+        max_dirtiness_seconds: float | None = None,
     ) -> list[str]:
         """The connection is up; GETINFO circuit-status and stream-status, and GETCONF, answer this."""
         self._builds.clear()
@@ -167,6 +173,7 @@ class Driver:
                 reserved=wire.parse_reserved(self._reply(reserved)),
                 records=records,
                 secret=secret,
+                max_dirtiness_seconds=max_dirtiness_seconds,
             )
         )
 

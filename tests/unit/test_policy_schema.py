@@ -137,6 +137,10 @@ def test_keys_without_default_are_those_whose_description_says_how() -> None:
         "session_group",
         "circuits",
         "action",
+        "max_age",
+        "max_streams_total",
+        "max_bytes",
+        "drain",
         "rounds",
         "env",
         "after",
@@ -246,7 +250,10 @@ failover:
   min_active: 1
   rebuild: {initial: 250ms, max: 2h, jitter: 5%%}
   retry: {attempts: 4, budget: 50%%, exhausted: close}
-health: {eject: {consecutive_failures: 6, base: 40s, max_percent: 70}}
+health:
+  eject: {consecutive_failures: 6, base: 40s, max_percent: 70}
+  panic: {threshold: 40%%, action: hold}
+rotation: {max_age: 90s, max_streams_total: 11, max_bytes: 2kB, drain: 5s, jitter: 3%%}
 log: {level: debug, format: plain}
 admin: {socket: /s}
 metrics: {textfile: /m.prom, interval: 20s, listen: "[::1]:9955", agent: one}
@@ -283,7 +290,10 @@ rounds: {command: [/h, x], interval: 9s, first_after: 1s, rounds: 4, schedule: e
         "rebuild=Rebuild(initial_seconds=0.25, max_seconds=7200.0, jitter=0.05), "
         "retry=Retry(attempts=4, budget=0.5, exhausted=<WhenExhausted.CLOSE: 'close'>), "
         "redispatch_seconds=2.5, when_contended=<WhenContended.STAND_ASIDE: 'stand-aside'>), "
-        "health=Health(eject=Eject(consecutive_failures=6, base_seconds=40.0, max_percent=70)), "
+        "health=Health(eject=Eject(consecutive_failures=6, base_seconds=40.0, max_percent=70), "
+        "panic=Panic(threshold=0.4, action=<PanicAction.HOLD: 'hold'>)), "
+        "rotation=Rotation(max_age_seconds=90.0, max_streams_total=11, max_bytes=2000, drain_seconds=5.0, "
+        "jitter=0.03), "
         "log=Log(level=<LogLevel.DEBUG: 'debug'>, format=<LogFormat.PLAIN: 'plain'>), "
         "admin=Admin(socket='/s'), "
         f"rules={policy.rules}, "

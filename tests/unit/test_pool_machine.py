@@ -11,6 +11,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from circuitloom.model import (
     Action,
+    AttachStream,
+    CircuitBandwidth,
     CircuitOrdered,
     DeadlinePassed,
     Disconnected,
@@ -23,6 +25,8 @@ from circuitloom.model import (
     StopRequested,
     StreamId,
 )
+from circuitloom.policy.health import Panic, PanicAction
+from circuitloom.policy.rotation import Rotation
 from circuitloom.policy.types import (
     Algorithm,
     Balance,
@@ -63,6 +67,13 @@ def rules(names: list[str]) -> st.SearchStrategy[Rule]:
         st.builds(lambda match, circuits: Rule(match, circuits=circuits), matches, some),
         st.builds(lambda match, action: Rule(match, action=action), matches, st.sampled_from(RuleAction)),
     )
+
+
+def rotations() -> st.SearchStrategy[Rotation]:
+    """Mostly none; else short lives, by any bound."""
+    ages, drains = st.sampled_from([None, 2.0, 30.0]), st.sampled_from([None, 1.0, 20.0])
+    counts, sizes = st.sampled_from([None, 1, 3]), st.sampled_from([None, 5])
+    return st.one_of(st.just(Rotation()), st.builds(Rotation, ages, counts, sizes, drains, st.just(0.2)))
 
 
 @st.composite
@@ -109,7 +120,15 @@ def policies(draw: st.DrawFn) -> Policy:
             if purpose is Purpose.CONTROLLER
             else None,
         ),
-        health=Health(draw(st.sampled_from([None, Eject(1, 1.0, 50), Eject(2, 3.0, 100)]))),
+        health=Health(
+            draw(st.sampled_from([None, Eject(1, 1.0, 50), Eject(2, 3.0, 100)])),
+            draw(
+                st.one_of(
+                    st.none(), st.builds(Panic, st.sampled_from([0.5, 1.0]), st.sampled_from(PanicAction))
+                )
+            ),
+        ),
+        rotation=draw(rotations()),
         rules=tuple(draw(st.lists(rules(names), max_size=2))),
     )
 
@@ -124,14 +143,19 @@ class PoolMachine(RuleBasedStateMachine):
         self.tor = SimulatedTor(isolates=policy.balance.isolation is Isolation.TOR)
         self.pool = Pool(policy, uniform=lambda: 0.5, now=self.now)
         self.is_connected = False
-        self.replies: list[Event] = []
         # Waiting although the option is not set: left by somebody, which the pool cannot know at once.
         self.forgotten: set[StreamId] = set()
+        self.draining: set[str | None] = set()
 
     def give(self, event: Event) -> None:
         self.perform(self.pool.handle(event, now=self.now))
 
     def perform(self, actions: list[Action]) -> None:
+        draining = self.draining
+        assert not any(isinstance(action, AttachStream) and action[1] in draining for action in actions)
+        self.draining = {
+            c.circuit_id for c in self.pool.snapshot(now=self.now).circuits if c.state == "draining"
+        }
         if self.is_connected:
             replies = self.tor.perform(actions)
             for reply in replies:
@@ -141,7 +165,7 @@ class PoolMachine(RuleBasedStateMachine):
     @rule(is_overtaken=st.booleans())
     def connect(self, is_overtaken: bool) -> None:
         self.is_connected = True
-        connected = replace(self.tor.connected(), secret=SECRET)
+        connected = replace(self.tor.connected(), secret=SECRET, max_dirtiness_seconds=60.0)
         self.forgotten = self.left_behind()
         if not self.tor.leave_unattached:
             # What it told as waiting is on its way by the time it reads our first command.
@@ -172,9 +196,10 @@ class PoolMachine(RuleBasedStateMachine):
             for stream_id in list(self.tor.streams):
                 self.tor.choose_for(stream_id)
         self.pool = Pool(self.policy, uniform=lambda: 0.5, now=self.now)
+        self.draining = set()
         self.is_connected = True
         self.forgotten = self.left_behind()
-        self.give(replace(self.tor.connected(), records=records, secret=SECRET))
+        self.give(replace(self.tor.connected(), records=records, secret=SECRET, max_dirtiness_seconds=None))
 
     @precondition(lambda self: self.is_connected)
     @rule(count=st.integers(1, 8))
@@ -209,6 +234,13 @@ class PoolMachine(RuleBasedStateMachine):
             self.tor.end_circuit(circuit_id)
         else:
             self.tor.finish_build(circuit_id, is_success=outcome == "built")
+
+    @precondition(lambda self: self.tor.circuits)
+    @rule(data=st.data(), count=st.integers(0, 3))
+    def carry_bytes(self, data: st.DataObject, count: int) -> None:
+        """Tor tells what a circuit has carried."""
+        circuit_id = data.draw(st.sampled_from(sorted(self.tor.circuits)))
+        self.tor.events.append(CircuitBandwidth(circuit_id, count, count))
 
     @rule()
     def sighup(self) -> None:

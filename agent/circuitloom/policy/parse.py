@@ -8,7 +8,9 @@ from typing import Any
 from circuitloom.errors import Fault, PolicyError
 from circuitloom.model import Purpose
 from circuitloom.policy.document import parse_document
+from circuitloom.policy.health import Panic, PanicAction
 from circuitloom.policy.operating import Log, LogFormat, LogLevel, Metrics
+from circuitloom.policy.rotation import Rotation
 from circuitloom.policy.schema import fill_defaults, load_schema
 from circuitloom.policy.schema_faults import find_schema_faults, to_data
 from circuitloom.policy.semantics import find_semantic_faults, find_warnings, slot_names
@@ -53,6 +55,7 @@ from circuitloom.policy.values import (
     parse_network,
     parse_percentage,
     parse_ports,
+    parse_size,
 )
 
 __all__ = ["check_policy", "parse_policy", "read_policy"]
@@ -82,9 +85,9 @@ def check_policy(data: bytes, *, name: str) -> tuple[Policy, tuple[Fault, ...]]:
     written = to_data(document.root)
     adopting = [index for index, entry in enumerate(written["circuits"]) if "adopt" in entry]
     filled = fill_defaults(written, load_schema())
-    if "eject" not in written.get("health", {}):
-        # Nobody is ejected by default: the section's other keys are only the schema's defaults.
-        del filled["health"]["eject"]
+    for key in {"eject", "panic"}.difference(written.get("health", {})):
+        # Off by default: the section's keys are then only the schema's defaults.
+        del filled["health"][key]
     policy = _build(filled, frozenset(adopting))
     return policy, tuple(sorted(find_warnings(document, policy)))
 
@@ -167,6 +170,7 @@ def _build(data: dict[str, Any], adopting: frozenset[int]) -> Policy:
             redispatch_seconds=None if redispatch is None else parse_duration(redispatch),
         ),
         health=_build_health(data["health"]),
+        rotation=_build_rotation(data["rotation"]),
         log=Log(level=LogLevel(data["log"]["level"]), format=LogFormat(data["log"]["format"])),
         admin=Admin(data["admin"]["socket"]),
         rules=tuple(_build_rule(rule, data["circuits"]) for rule in data["rules"]),
@@ -196,10 +200,23 @@ def _build_rule(rule: dict[str, Any], circuits: list[dict[str, Any]]) -> Rule:
 
 
 def _build_health(data: dict[str, Any]) -> Health:
-    eject = data.get("eject")
-    if eject is None:
-        return Health()
-    return Health(Eject(eject["consecutive_failures"], parse_duration(eject["base"]), eject["max_percent"]))
+    eject, panic = data.get("eject"), data.get("panic")
+    return Health(
+        eject=eject
+        and Eject(eject["consecutive_failures"], parse_duration(eject["base"]), eject["max_percent"]),
+        panic=panic and Panic(parse_percentage(panic["threshold"]), PanicAction(panic["action"])),
+    )
+
+
+def _build_rotation(data: dict[str, Any]) -> Rotation:
+    max_age, max_bytes, drain = (data.get(key) for key in ("max_age", "max_bytes", "drain"))
+    return Rotation(
+        max_age_seconds=max_age and parse_duration(max_age),
+        max_streams_total=data.get("max_streams_total"),
+        max_bytes=max_bytes and parse_size(max_bytes),
+        drain_seconds=drain and parse_duration(drain),
+        jitter=parse_percentage(data["jitter"]),
+    )
 
 
 def _build_metrics(data: dict[str, Any]) -> Metrics:

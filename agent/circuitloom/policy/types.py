@@ -13,7 +13,9 @@ from enum import StrEnum
 from ipaddress import IPv4Network, IPv6Network
 
 from circuitloom.model import Purpose
+from circuitloom.policy.health import Panic
 from circuitloom.policy.operating import Log, Metrics
+from circuitloom.policy.rotation import Rotation
 
 DEFAULT_CONTROL_PATH = "/run/tor/control"
 DEFAULT_ADMIN_SOCKET = "/run/circuitloom/admin.sock"
@@ -347,9 +349,15 @@ class Eject:
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """What happens to circuits that fail; ``eject`` None: nothing but blame and replacement."""
+    """What happens to circuits that do badly; what is None does not.
+
+    Attributes:
+        eject: When one takes no streams for a while.
+        panic: What happens when that leaves too few.
+    """
 
     eject: Eject | None = None
+    panic: Panic | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -395,6 +403,7 @@ class Policy:
     balance: Balance = field(default_factory=Balance)
     failover: Failover = field(default_factory=Failover)
     health: Health = field(default_factory=Health)
+    rotation: Rotation = field(default_factory=Rotation)
     log: Log = field(default_factory=Log)
     admin: Admin = field(default_factory=Admin)
     rules: tuple[Rule, ...] = ()

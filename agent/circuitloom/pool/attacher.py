@@ -36,6 +36,7 @@ from circuitloom.pool.choosing import sticky_value
 from circuitloom.pool.dispatch import Dispatcher
 from circuitloom.pool.isolation import isolation_key
 from circuitloom.pool.keys import Keys
+from circuitloom.pool.rotation import Rotation
 from circuitloom.pool.streams import Stream, StreamState, TorsOwn, is_directory
 from circuitloom.pool.tally import observe_connect
 
@@ -52,6 +53,7 @@ class Attacher(Dispatcher):
         policy: What to do.
         keys: Circuits by key.
         builder: Circuits by id.
+        rotation: Looks after their age and use.
         emit: Takes each action, in order.
         on_foreign: Called when another controller attached a stream that waited for us.
 
@@ -59,16 +61,17 @@ class Attacher(Dispatcher):
         on_stream: What takes an event, by the stream's status.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - each by name, and none can be made from another
         self,
         policy: Policy,
         *,
         keys: Keys,
         builder: Builder,
+        rotation: Rotation,
         emit: Callable[[Action], None],
         on_foreign: Callable[[], None],
     ) -> None:
-        super().__init__(policy, keys=keys, builder=builder, emit=emit)
+        super().__init__(policy, keys=keys, builder=builder, rotation=rotation, emit=emit)
         self._on_foreign = on_foreign
         self._tors_own = TorsOwn(None)
         self._doubtful: set[StreamId] = set()

@@ -14,11 +14,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
-from circuitloom.health import Ejector
+from circuitloom.health import Alarm
 from circuitloom.model import Action, CircuitEvent, CircuitId, CircuitStatus, Purpose, RecordedCircuit
+from circuitloom.policy.health import PanicAction
 from circuitloom.policy.types import Policy, Role, Slot
 from circuitloom.pool.builder import Builder
 from circuitloom.pool.isolation import UNKNOWN_KEY, IsolationKey
+from circuitloom.pool.rotation import Rotation
 from circuitloom.pool.slots import Circuit, CircuitState, SlotState
 from circuitloom.pool.succession import Succession
 
@@ -37,6 +39,7 @@ class Circuits(Succession):
         slots: The slots of the policy that this key gets.
         drained: Names of slots that take no new streams now.
         builder: Asks Tor for circuits.
+        rotation: Looks after their age and use.
         emit: Takes each action, in order.
 
     Attributes:
@@ -58,9 +61,10 @@ class Circuits(Succession):
         number: int,
         drained: Collection[str],
         builder: Builder,
+        rotation: Rotation,
         emit: Callable[[Action], None],
     ) -> None:
-        super().__init__(policy, drained=drained, builder=builder, emit=emit)
+        super().__init__(policy, drained=drained, builder=builder, rotation=rotation, emit=emit)
         self.number = number
         self.key: IsolationKey | None = None
         # Nobody waits for circuits that only another controller can build.
@@ -290,6 +294,8 @@ class Circuits(Succession):
         for state in self.slots.values():
             if state.is_ours_to_build and name in {None, state.slot.name}:
                 state.is_outdated = state.circuit is not None
+                if name is not None and state.circuit is not None:
+                    self._rotation.end(state.circuit)
                 self._builder.want(state)
 
     def handle_drained(self) -> None:
@@ -301,6 +307,7 @@ class Circuits(Succession):
         """No stream of this key comes any more: what runs finishes, nothing is built."""
         self.is_retired = True
         self._ejector.keep(())
+        self._alarm = Alarm(None)
         for state in self.slots.values():
             self._builder.unwant(state)
         outgoing, self._outgoing = self._outgoing, {}
@@ -314,8 +321,7 @@ class Circuits(Succession):
         """Keep what both policies name, build what is new, drain what is gone."""
         self._min_active = policy.failover.min_active
         self._policy = policy
-        if policy.health.eject != self._ejector.rule:
-            self._ejector = Ejector(policy.health.eject)
+        self._replace_health(policy.health)
         old = {name: circuit.slot for name, circuit in self._outgoing.items()} | self.slots
         self._outgoing = {}
         self.slots = {}
@@ -375,6 +381,12 @@ class Circuits(Succession):
         assert self.backup_built == roles.count(Role.BACKUP)
         assert not built or roles, "all are ejected"
         self._ejector.check_invariants()
+        if self._alarm.rule is not None:
+            assert self._alarm.is_on == (len(roles) < self._alarm.rule.threshold * len(built))
+        if self.panic is PanicAction.ALL:
+            assert all(circuit.is_candidate == self._may_serve(circuit) for circuit in self._ejector.out)
+        elif self.panic is not None:
+            assert not self.has_room(None)
         assert all(circuit in self._ejector for circuit in built)
 
 

@@ -15,6 +15,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from circuitloom.model import Action, AttachStream, CloseStream, ReleaseStream
+from circuitloom.policy.health import PanicAction
 from circuitloom.policy.types import Role
 from circuitloom.pool.circuits import Circuits
 from circuitloom.pool.slots import SlotState
@@ -142,12 +143,17 @@ def _why(state: SlotState, circuits: Circuits, now: float) -> str:
     if state.circuit is None:
         return "is being built" if state.retry_at is None else "waits to be built again"
     if state.circuit.is_candidate:
-        return "takes streams in its turn"
+        return "takes streams in its turn" + (", until its successor is built" if state.is_outdated else "")
+    return _why_not(state, circuits, circuits.ejected_until(state.circuit), now)
+
+
+def _why_not(state: SlotState, circuits: Circuits, ejected_until: float | None, now: float) -> str:
     if state.slot.name in circuits.drained:
         return "drained by the operator"
-    until = circuits.ejected_until(state.circuit)
-    if until is not None:
-        return f"ejected for {max(0.0, until - now):.0f} s more: streams in a row failed on it"
+    if circuits.panic in {PanicAction.TOR, PanicAction.HOLD}:
+        return "too few circuits are healthy, so none takes streams"
+    if ejected_until is not None and circuits.panic is None:
+        return f"ejected for {max(0.0, ejected_until - now):.0f} s more: streams in a row failed on it"
     if state.slot.role is Role.BACKUP and not circuits.backups_serve:
         return "backup, and enough active circuits are there"
     return "full"

@@ -29,6 +29,7 @@ from circuitloom.pool.builder import Builder
 from circuitloom.pool.circuits import Circuits, cost_of
 from circuitloom.pool.isolation import ONE_FOR_ALL, IsolationKey
 from circuitloom.pool.records import digest_of, fits, is_left, is_same, key_left, record
+from circuitloom.pool.rotation import Rotation
 from circuitloom.pool.slots import SlotState
 
 
@@ -38,6 +39,7 @@ class Keys:
     Args:
         policy: What to keep.
         builder: Asks Tor for circuits.
+        rotation: Looks after their age and use.
         emit: Takes each action, in order.
 
     Attributes:
@@ -45,9 +47,12 @@ class Keys:
         claims: How often a key got circuits, or used one first; with each, ``records`` has changed.
     """
 
-    def __init__(self, policy: Policy, *, builder: Builder, emit: Callable[[Action], None]) -> None:
+    def __init__(
+        self, policy: Policy, *, builder: Builder, rotation: Rotation, emit: Callable[[Action], None]
+    ) -> None:
         self._policy = policy
         self._builder = builder
+        self._rotation = rotation
         self._emit = emit
         self._by_key: dict[IsolationKey, Circuits] = {}
         self._unclaimed: Circuits | None = None
@@ -305,6 +310,7 @@ class Keys:
             number=self._numbers,
             drained=self._drained,
             builder=self._builder,
+            rotation=self._rotation,
             emit=self._emit,
         )
         self._numbers += 1

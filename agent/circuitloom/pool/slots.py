@@ -25,6 +25,27 @@ class CircuitState(StrEnum):
     CLOSED = "closed"
 
 
+@dataclass(slots=True)
+class Wear:
+    """How much a circuit has served; ``Rotation`` keeps it.
+
+    Attributes:
+        lot: Drawn for it, in [0, 1): by how much it is replaced before others; None: not yet.
+        used_since: When its first stream came (seconds of the pool's clock).
+        streams_total: Streams that we attached to it.
+        bytes_total: What it has carried, as far as Tor told it.
+        is_spent: Whether that is enough.
+        drains_since: Since when it takes no more streams (seconds of the pool's clock).
+    """
+
+    lot: float | None = None
+    used_since: float | None = None
+    streams_total: int = 0
+    bytes_total: int = 0
+    is_spent: bool = False
+    drains_since: float | None = None
+
+
 @dataclass(slots=True, eq=False)
 class Circuit:
     """One circuit that we asked Tor for, or that another controller built for us.
@@ -46,6 +67,7 @@ class Circuit:
         purpose: What Tor says that it is.
         failed_targets: Destinations that failed on it since one was connected; kept by ``Blame``.
         is_adopted: Whether another controller built it; then that one closes it, and we never do.
+        wear: How much it has served.
     """
 
     slot: SlotState
@@ -64,6 +86,7 @@ class Circuit:
     purpose: Purpose = Purpose.GENERAL
     failed_targets: set[str] = field(default_factory=set, repr=False)
     is_adopted: bool = False
+    wear: Wear = field(default_factory=Wear)
 
     @property
     def label(self) -> str:
