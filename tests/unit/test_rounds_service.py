@@ -183,8 +183,11 @@ def test_a_reload_adds_rounds_changes_them_and_takes_them_away(
     assert serve(rounds_policy, script) == 0
 
 
-def test_a_hook_that_never_ends_delays_no_attachment(rounds_policy: Path, fake: FakeControlPort) -> None:
-    hook(rounds_policy.parent, "exec cat /dev/zero")
+@pytest.mark.parametrize("body", ["exec sleep 1000", "exec cat /dev/zero", "exec yes >&2"])
+def test_beside_a_hook_that_never_ends_streams_are_attached_in_their_order(
+    rounds_policy: Path, fake: FakeControlPort, body: str
+) -> None:
+    hook(rounds_policy.parent, body)
     change_policy(rounds_policy, "interval: 300ms, timeout: 300ms", "interval: 1h, timeout: 1h")
 
     def script() -> None:
@@ -199,46 +202,97 @@ def test_a_hook_that_never_ends_delays_no_attachment(rounds_policy: Path, fake: 
             )
         )
         fake.wait_for("ATTACHSTREAM", 300)
+        asked = [command.split() for command in fake.commands if command.startswith("ATTACHSTREAM")]
+        assert [stream_id for _, stream_id, _ in asked] == [str(number) for number in range(100, 400)]
+        assert [circuit_id for _, _, circuit_id in asked] == ["30", "31"] * 150
         assert status(rounds_policy)["rounds"]["running"] == ["primary"]
 
     assert serve(rounds_policy, script) == 0
 
 
-@pytest.mark.parametrize(
-    ("body", "line"),
-    [
-        ("exit 3", "round 1 on primary failed: exit status 3"),
-        ("kill -9 $$", "round 1 on primary: killed by SIGKILL, asking again with the same key"),
-        ("sleep 9", "round 1 on primary: not done within 0.3 s, ended, asking again with the same key"),
-        ("echo paid", "round 1 on primary done (its answer is dropped: not JSON)"),
-        ("head -c 99999 /dev/zero", "round 1 on primary done (its answer is dropped: over 64 KiB)"),
-    ],
-)
-def test_a_bad_hook_is_one_clear_line(
-    rounds_policy: Path, log: pytest.LogCaptureFixture, body: str, line: str
-) -> None:
-    hook(rounds_policy.parent, body)
-    change_policy(rounds_policy, "rounds: 4", "rounds: 1")
+UNSTARTED = "round 1 on primary failed: {hook}"
+AGAIN = "round 1 on primary: {}, asking again with the same key"
 
-    assert serve(rounds_policy, lambda: wait_until(lambda: "round 1 on primary" in log.text)) == 0
+
+@pytest.mark.parametrize(
+    ("body", "mode", "line", "outcome", "detail", "attempts"),
+    [
+        (None, 0, UNSTARTED + ": No such file or directory", "failed", "{hook}: No such file or directory", 1),
+        ("exit 0", 0o644, UNSTARTED + " is not executable; chmod +x it", "failed", "{hook} is not exec", 1),
+        ("exit 0", 0o757, UNSTARTED + " is writable by others than its", "failed", "{hook} is writable", 1),
+        ("sleep 9", 0o755, AGAIN.format("not done within 0.3 s, ended"), "unknown", "not done within", 3),
+        ("kill -9 $$", 0o755, AGAIN.format("killed by SIGKILL"), "unknown", "killed by SIGKILL", 3),
+        (
+            "head -c 99999 /dev/zero",
+            0o755,
+            "round 1 on primary done (its answer is dropped: over 64 KiB)",
+            "done",
+            "its answer is dropped: over 64 KiB",
+            1,
+        ),
+        (
+            "echo paid",
+            0o755,
+            "round 1 on primary done (its answer is dropped: not JSON)",
+            "done",
+            "its answer is dropped: not JSON",
+            1,
+        ),
+        ("exit 3", 0o755, "round 1 on primary failed: exit status 3", "failed", "exit status 3", 1),
+        (
+            "echo '{\"retry\": false}'; exit 4",
+            0o755,
+            "round 1 on primary failed: exit status 4",
+            "failed",
+            "exit status 4",
+            1,
+        ),
+    ],
+    ids=["missing", "not-executable", "writable", "hanging", "killed", "huge", "bad-json", "fails", "no-retry"],
+)
+def test_a_bad_hook_is_one_clear_line_and_one_recorded_outcome(
+    rounds_policy: Path,
+    log: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    body: str | None,
+    mode: int,
+    line: str,
+    outcome: str,
+    detail: str,
+    attempts: int,
+) -> None:
+    monkeypatch.setattr("circuitloom.rounds.timetable.RETRY_SECONDS", 0.05)
+    program = hook(rounds_policy.parent, body or "")
+    program.chmod(mode)
+    if body is None:
+        program.unlink()
+    change_policy(rounds_policy, "rounds: 4", "rounds: 1, on_failure: next-circuit")
+    # Its plain failure, and no other, gives the round to the next circuit.
+    circuits = 2 if body == "exit 3" else 1
+
+    def script() -> None:
+        wait_until(lambda: [o for _, _, o in outcomes(rounds_policy)] == [outcome] * circuits)
+        first = rows(rounds_policy)[0]
+        assert first["detail"].startswith(detail.format(hook=program))
+        assert (first["circuit"], first["attempts"]) == ("primary", attempts)
+
+    assert serve(rounds_policy, script) == 0
     told = [record.getMessage() for record in log.records if "round 1 on primary" in record.getMessage()]
-    assert told[0] == line
+    assert told[0].startswith(line.format(hook=program))
+    assert len(told) == attempts
+    assert all("\n" not in message for message in told)
 
 
 @pytest.mark.parametrize(
     ("mode", "problem"), [(0o644, "is not executable"), (0o757, "is writable by others")]
 )
-def test_a_hook_that_must_not_run_is_told_at_the_start_and_recorded(
-    rounds_policy: Path, log: pytest.LogCaptureFixture, mode: int, problem: str
+def test_a_hook_that_must_not_run_is_told_at_the_start(
+    rounds_policy: Path, fake: FakeControlPort, log: pytest.LogCaptureFixture, mode: int, problem: str
 ) -> None:
     hook(rounds_policy.parent).chmod(mode)
 
-    def script() -> None:
-        wait_until(lambda: (1, "primary", "failed") in outcomes(rounds_policy))
-        assert problem in rows(rounds_policy)[0]["detail"]
-
-    assert serve(rounds_policy, script) == 0
-    assert f"rounds: {rounds_policy.parent}/hook {problem}" in log.text
+    assert serve(rounds_policy, lambda: fake.wait_for(TAKE_OVER)) == 0
+    assert log.text.count(f"rounds: {rounds_policy.parent}/hook {problem}") == 1
 
 
 def test_an_unsound_ledger_is_set_aside_and_told(
