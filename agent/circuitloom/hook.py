@@ -7,8 +7,8 @@ Rules of this file:
 * A hook inherits a locked file. Whoever restarts the agent sees by it that an earlier run has not ended, even
   one that the agent could not end because it was killed.
 * Whatever the hook started ends with it: the whole process group, by SIGTERM first when time is up.
-* What fails before the program's exec is "not started"; after it, a hook that cannot be watched is killed, and
-  nobody knows what it did.
+* What fails before the program's exec is "not started"; a program that runs and cannot be watched is killed,
+  and nobody knows what it did.
 """
 
 from __future__ import annotations

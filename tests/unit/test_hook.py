@@ -250,18 +250,13 @@ def test_bad_answers(make: Make, lock: Path, output: str, problem: str) -> None:
 # --- what is missing to watch it ---------------------------------------------------------------------------
 
 
-def no_pidfd(_pid: int, _flags: int = 0) -> int:
-    raise OSError(errno.ENFILE, os.strerror(errno.ENFILE))
-
-
-def no_write(_descriptor: int, _data: bytes) -> int:
-    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-
-@pytest.mark.parametrize(("call", "fault"), [("pidfd_open", no_pidfd), ("write", no_write)])
-def test_one_that_runs_and_cannot_be_watched_is_killed_and_of_unknown_end(
-    make: Make, lock: Path, short_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, fault: Any
+@pytest.mark.parametrize(("call", "code"), [("pidfd_open", errno.ENFILE), ("write", errno.ENOSPC)])
+def test_one_that_runs_and_cannot_be_watched_is_killed_and_of_unknown_end(  # noqa: PLR0917 - fixtures
+    make: Make, lock: Path, short_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, code: int
 ) -> None:
+    def fault(*_arguments: object) -> None:
+        raise OSError(code, os.strerror(code))
+
     path = make(f"#!/bin/sh\n(while :; do date >{short_path}/alive; sleep 0.1; done)\n")
     with monkeypatch.context() as during:
         during.setattr(hook.os, call, fault)
@@ -275,6 +270,12 @@ def test_one_that_runs_and_cannot_be_watched_is_killed_and_of_unknown_end(
     assert not (short_path / "alive").exists()
 
 
+def take_descriptors() -> list[int]:
+    """Open as many that no lower number than the highest is free."""
+    highest = max(int(path.name) for path in Path("/proc/self/fd").iterdir())
+    return [os.open("/dev/null", os.O_RDONLY) for _ in range(highest)]
+
+
 def test_without_descriptors_it_is_certainly_not_started(make: Make, lock: Path, short_path: Path) -> None:
     """For each number of free descriptors: it starts and is watched, or nothing of it has run."""
     path = make(f"#!/bin/sh\n: >{short_path}/ran\n")
@@ -283,8 +284,7 @@ def test_without_descriptors_it_is_certainly_not_started(make: Make, lock: Path,
 
     async def with_room_for(count: int) -> Result | OSError:
         results: list[Result] = []
-        highest = max(map(int, os.listdir("/proc/self/fd")))
-        fillers = [os.open("/dev/null", os.O_RDONLY) for _ in range(highest)]
+        fillers = take_descriptors()
         resource.setrlimit(resource.RLIMIT_NOFILE, (max(fillers) + 1 + count, limits[1]))
         try:
             running = HookRun(Job([path], (), 10.0, {}, lock), on_end=results.append)

@@ -9,6 +9,7 @@ import os
 import sqlite3
 import subprocess
 import sys
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -210,76 +211,83 @@ def test_beside_a_hook_that_never_ends_streams_are_attached_in_their_order(
     assert serve(rounds_policy, script) == 0
 
 
-UNSTARTED = "round 1 on primary failed: {hook}"
-AGAIN = "round 1 on primary: {}, asking again with the same key"
+@dataclass(frozen=True)
+class BadHook:
+    """A hook and what comes of it.
+
+    Attributes:
+        body: What the script does; None: there is no file.
+        line: How the first line about it begins, behind ``round 1 on primary``.
+        outcome: What the ledger has of it.
+        detail: How the ledger's detail begins.
+        mode: Of the file.
+        attempts: How often it is asked, with one line each time.
+        moves: Whether the round goes to the next circuit.
+    """
+
+    body: str | None
+    line: str
+    outcome: str
+    detail: str
+    mode: int = 0o755
+    attempts: int = 1
+    moves: bool = False
 
 
-@pytest.mark.parametrize(
-    ("body", "mode", "line", "outcome", "detail", "attempts"),
-    [
-        (None, 0, UNSTARTED + ": No such file or directory", "failed", "{hook}: No such file or directory", 1),
-        ("exit 0", 0o644, UNSTARTED + " is not executable; chmod +x it", "failed", "{hook} is not exec", 1),
-        ("exit 0", 0o757, UNSTARTED + " is writable by others than its", "failed", "{hook} is writable", 1),
-        ("sleep 9", 0o755, AGAIN.format("not done within 0.3 s, ended"), "unknown", "not done within", 3),
-        ("kill -9 $$", 0o755, AGAIN.format("killed by SIGKILL"), "unknown", "killed by SIGKILL", 3),
-        (
-            "head -c 99999 /dev/zero",
-            0o755,
-            "round 1 on primary done (its answer is dropped: over 64 KiB)",
-            "done",
-            "its answer is dropped: over 64 KiB",
-            1,
-        ),
-        (
-            "echo paid",
-            0o755,
-            "round 1 on primary done (its answer is dropped: not JSON)",
-            "done",
-            "its answer is dropped: not JSON",
-            1,
-        ),
-        ("exit 3", 0o755, "round 1 on primary failed: exit status 3", "failed", "exit status 3", 1),
-        (
-            "echo '{\"retry\": false}'; exit 4",
-            0o755,
-            "round 1 on primary failed: exit status 4",
-            "failed",
-            "exit status 4",
-            1,
-        ),
-    ],
-    ids=["missing", "not-executable", "writable", "hanging", "killed", "huge", "bad-json", "fails", "no-retry"],
-)
+AGAIN = ", asking again with the same key"
+BAD_HOOKS = {
+    "missing": BadHook(None, " failed: {hook}: No such file", "failed", "{hook}: No such file"),
+    "not-executable": BadHook(
+        "exit 0", " failed: {hook} is not executable; chmod", "failed", "{hook} is not executable", mode=0o644
+    ),
+    "writable-by-others": BadHook(
+        "exit 0", " failed: {hook} is writable by others", "failed", "{hook} is writable", mode=0o757
+    ),
+    "hanging": BadHook(
+        "sleep 9", f": not done within 0.3 s, ended{AGAIN}", "unknown", "not done within", attempts=3
+    ),
+    "killed": BadHook(
+        "kill -9 $$", f": killed by SIGKILL{AGAIN}", "unknown", "killed by SIGKILL", attempts=3
+    ),
+    "huge-output": BadHook(
+        "head -c 99999 /dev/zero",
+        " done (its answer is dropped: over 64 KiB)",
+        "done",
+        "its answer is dropped",
+    ),
+    "bad-json": BadHook(
+        "echo paid", " done (its answer is dropped: not JSON)", "done", "its answer is dropped"
+    ),
+    "failing": BadHook("exit 3", " failed: exit status 3", "failed", "exit status 3", moves=True),
+    "do-not-retry": BadHook(
+        "echo '{\"retry\": false}'; exit 4", " failed: exit status 4", "failed", "exit status 4"
+    ),
+}
+
+
+@pytest.mark.parametrize("bad", BAD_HOOKS.values(), ids=BAD_HOOKS.keys())
 def test_a_bad_hook_is_one_clear_line_and_one_recorded_outcome(
-    rounds_policy: Path,
-    log: pytest.LogCaptureFixture,
-    monkeypatch: pytest.MonkeyPatch,
-    body: str | None,
-    mode: int,
-    line: str,
-    outcome: str,
-    detail: str,
-    attempts: int,
+    rounds_policy: Path, log: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, bad: BadHook
 ) -> None:
     monkeypatch.setattr("circuitloom.rounds.timetable.RETRY_SECONDS", 0.05)
-    program = hook(rounds_policy.parent, body or "")
-    program.chmod(mode)
-    if body is None:
+    program = hook(rounds_policy.parent, bad.body or "")
+    program.chmod(bad.mode)
+    if bad.body is None:
         program.unlink()
     change_policy(rounds_policy, "rounds: 4", "rounds: 1, on_failure: next-circuit")
-    # Its plain failure, and no other, gives the round to the next circuit.
-    circuits = 2 if body == "exit 3" else 1
+    circuits = ["primary", "backup"] if bad.moves else ["primary"]
 
     def script() -> None:
-        wait_until(lambda: [o for _, _, o in outcomes(rounds_policy)] == [outcome] * circuits)
+        expected = [(1, circuit, bad.outcome) for circuit in circuits]
+        wait_until(lambda: outcomes(rounds_policy) == expected)
         first = rows(rounds_policy)[0]
-        assert first["detail"].startswith(detail.format(hook=program))
-        assert (first["circuit"], first["attempts"]) == ("primary", attempts)
+        assert first["detail"].startswith(bad.detail.format(hook=program))
+        assert first["attempts"] == bad.attempts
 
     assert serve(rounds_policy, script) == 0
     told = [record.getMessage() for record in log.records if "round 1 on primary" in record.getMessage()]
-    assert told[0].startswith(line.format(hook=program))
-    assert len(told) == attempts
+    assert told[0].startswith(f"round 1 on primary{bad.line.format(hook=program)}")
+    assert len(told) == bad.attempts
     assert all("\n" not in message for message in told)
 
 
