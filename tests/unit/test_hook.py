@@ -259,7 +259,7 @@ def test_one_that_runs_and_cannot_be_watched_is_killed_and_of_unknown_end(  # no
 
     path = make(f"#!/bin/sh\n(while :; do date >{short_path}/alive; sleep 0.1; done)\n")
     with monkeypatch.context() as during:
-        during.setattr(hook.os, call, fault)
+        during.setattr(f"circuitloom.hook.os.{call}", fault)
         result = run(path, lock=lock)
 
     assert (result.outcome, result.has_run) == (Outcome.UNKNOWN, True)
