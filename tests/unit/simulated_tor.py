@@ -20,6 +20,7 @@ from circuitloom.model import (
     BuildAccepted,
     BuildCircuit,
     BuildRefused,
+    CircuitAdopted,
     CircuitEvent,
     CircuitId,
     CircuitStatus,
@@ -62,6 +63,7 @@ class TorCircuit:
     is_built: bool = False
     purpose: Purpose = Purpose.GENERAL
     users: set[str] = field(default_factory=set)
+    is_foreign: bool = False
 
 
 @dataclass
@@ -104,6 +106,8 @@ class SimulatedTor:
                 case BuildCircuit(build, _, _, purpose):
                     replies.append(self._build(build, purpose))
                 case CloseCircuit(circuit_id, is_forced):
+                    there = self.circuits.get(circuit_id)
+                    assert there is None or not there.is_foreign, "another controller's circuit was closed"
                     if is_forced or not any(
                         stream.circuit_id == circuit_id for stream in self.streams.values()
                     ):
@@ -244,6 +248,20 @@ class SimulatedTor:
             if stream.circuit_id == circuit_id:
                 self.end_stream(stream.stream_id, StreamStatus.FAILED)
 
+    def build_for_another(self, purpose: Purpose) -> CircuitId:
+        """Another controller has a circuit built."""
+        created = f"start {self.starts}, {self.ids} of another"
+        circuit = TorCircuit(CircuitId(self._next_id()), created, purpose=purpose, is_foreign=True)
+        self.circuits[circuit.circuit_id] = circuit
+        self._tell_circuit(circuit, CircuitStatus.LAUNCHED)
+        self.finish_build(circuit.circuit_id, is_success=True)
+        return circuit.circuit_id
+
+    def adopted(self, name: str, circuit_id: CircuitId) -> CircuitAdopted:
+        """What the agent learns when its operator names a circuit: a reply, so it overtakes events."""
+        line = self._line(self.circuits[circuit_id])
+        return CircuitAdopted(name, line, tuple(map(self._status, self.streams.values())))
+
     def reload(self) -> None:
         """SIGHUP: torrc is read again, and the option is not in it."""
         self._set_option(is_set=False)
@@ -269,25 +287,8 @@ class SimulatedTor:
     def connected(self) -> Connected:
         """What a new connection is told; events of before are for nobody."""
         self.events.clear()
-        circuits = tuple(
-            CircuitEvent(
-                circuit.circuit_id,
-                CircuitStatus.BUILT if circuit.is_built else CircuitStatus.EXTENDED,
-                PATH if circuit.is_built else (),
-                {"TIME_CREATED": circuit.created, "PURPOSE": circuit.purpose.value.upper()},
-            )
-            for circuit in self.circuits.values()
-        )
-        statuses = {
-            "wait": StreamStatus.NEW,
-            "choosing": StreamStatus.NEW,
-            "connecting": StreamStatus.SENTCONNECT,
-            "open": StreamStatus.SUCCEEDED,
-        }
-        streams = tuple(
-            StreamEvent(stream.stream_id, statuses[stream.state], stream.circuit_id, stream.target)
-            for stream in self.streams.values()
-        )
+        circuits = tuple(map(self._line, self.circuits.values()))
+        streams = tuple(map(self._status, self.streams.values()))
         return Connected(circuits, streams, self.leave_unattached)
 
     def waiting(self) -> list[StreamId]:
@@ -298,6 +299,25 @@ class SimulatedTor:
     def _next_id(self) -> str:
         self.ids += 1
         return str(self.ids)
+
+    @staticmethod
+    def _line(circuit: TorCircuit) -> CircuitEvent:
+        """Its line of circuit-status."""
+        keywords = {"TIME_CREATED": circuit.created, "PURPOSE": circuit.purpose.value.upper()}
+        if circuit.is_built:
+            return CircuitEvent(circuit.circuit_id, CircuitStatus.BUILT, PATH, keywords)
+        return CircuitEvent(circuit.circuit_id, CircuitStatus.EXTENDED, (), keywords)
+
+    @staticmethod
+    def _status(stream: TorStream) -> StreamEvent:
+        """Its line of stream-status."""
+        statuses = {
+            "wait": StreamStatus.NEW,
+            "choosing": StreamStatus.NEW,
+            "connecting": StreamStatus.SENTCONNECT,
+            "open": StreamStatus.SUCCEEDED,
+        }
+        return StreamEvent(stream.stream_id, statuses[stream.state], stream.circuit_id, stream.target)
 
     def _put_on(self, stream: TorStream, circuit_id: CircuitId) -> None:
         stream.state = "connecting"

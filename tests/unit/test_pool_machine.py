@@ -28,6 +28,7 @@ from circuitloom.model import (
 from circuitloom.policy.health import Panic, PanicAction
 from circuitloom.policy.rotation import Rotation
 from circuitloom.policy.types import (
+    Adopt,
     Algorithm,
     Balance,
     ColdStart,
@@ -80,16 +81,18 @@ def rotations() -> st.SearchStrategy[Rotation]:
 def policies(draw: st.DrawFn) -> Policy:
     purpose = draw(st.sampled_from(Purpose))
     names = draw(st.lists(st.sampled_from("abcdef"), min_size=1, max_size=4, unique=True))
+    adopts = [draw(st.sampled_from([None, None, None, Adopt(), Adopt(rebuild=True)])) for _ in names]
     slots = [
         Slot(
             name,
             weight=draw(st.integers(1, 4)),
             role=Role.BACKUP if index and draw(st.booleans()) else Role.ACTIVE,
-            path=draw(st.sampled_from([None, None, ("A" * 40, "B" * 40)])),
+            path=draw(st.sampled_from([None, None, ("A" * 40, "B" * 40)])) if adopt is None else None,
             max_streams=draw(st.sampled_from([1, 2, 100])),
             purpose=purpose,
+            adopt=adopt,
         )
-        for index, name in enumerate(names)
+        for index, (name, adopt) in enumerate(zip(names, adopts, strict=True))
     ]
     active = sum(1 for slot in slots if slot.role is Role.ACTIVE)
     return Policy(
@@ -275,6 +278,20 @@ class PoolMachine(RuleBasedStateMachine):
         self.policy = policy
         self.perform(self.pool.replace_policy(policy, now=self.now))
 
+    @rule(purpose=st.sampled_from(Purpose))
+    def build_elsewhere(self, purpose: Purpose) -> None:
+        self.tor.build_for_another(purpose)
+
+    @precondition(lambda self: self.is_connected and self.tor.circuits)
+    @rule(data=st.data(), name=st.sampled_from("abcdef"))
+    def adopt(self, data: st.DataObject, name: str) -> None:
+        """The operator names a circuit: another controller's, the agent's own, or one that is not BUILT."""
+        circuit_id = data.draw(st.sampled_from(sorted(self.tor.circuits)))
+        is_in_use = any(stream.circuit_id == circuit_id for stream in self.tor.streams.values())
+        # Of streams that have ended Tor tells nothing: for these whoever adopts the circuit answers.
+        if is_in_use or not self.tor.circuits[circuit_id].users:
+            self.give(self.tor.adopted(name, circuit_id))
+
     @rule(order=st.sampled_from(Order), name=st.sampled_from("abcdef"), weight=st.integers(1, 9))
     def order(self, order: Order, name: str, weight: int) -> None:
         """The operator drains, readies, weighs, rotates or closes a circuit, known or not."""
@@ -299,11 +316,18 @@ class PoolMachine(RuleBasedStateMachine):
             self.now = max(self.now, deadline)
             self.give(DeadlinePassed())
         snapshot = self.pool.snapshot(now=self.now)
+        empty = {slot.name for slot in self.policy.slots if slot.adopt is not None}
+        for circuit in snapshot.circuits:
+            is_waiting_for_another = circuit.state == "idle" and circuit.name in empty
+            assert circuit.state in {"built", "draining"} or is_waiting_for_another
+        if not any(circuit.state == "built" for circuit in snapshot.circuits):
+            # Only another controller could build one, and then Tor has the streams.
+            assert len(empty) == len(self.policy.slots)
+            return
         assert snapshot.state == Attachment.BALANCING
         assert self.tor.leave_unattached
         assert not self.forgotten.intersection(self.tor.waiting())
         self.only_those_wait_who_may()
-        assert all(circuit.state in {"built", "draining"} for circuit in snapshot.circuits)
         stream_id = self.tor.open_stream()
         self.drain()
         self.only_those_wait_who_may()

@@ -290,13 +290,18 @@ class Circuits(Succession):
             self._builder.want(state)
 
     def renew(self, name: str | None = None) -> None:
-        """Replace every circuit, or the one of this name, each when its successor is BUILT."""
+        """Replace every circuit, or the one of this name, each when its successor is BUILT.
+
+        The successor of an adopted circuit is the next one that is adopted, unless the agent is to build it.
+        """
         for state in self.slots.values():
             if state.is_ours_to_build and name in {None, state.slot.name}:
                 state.is_outdated = state.circuit is not None
                 if name is not None and state.circuit is not None:
                     self._rotation.end(state.circuit)
                 self._builder.want(state)
+            elif state.circuit is not None and name is None:
+                self._say(f"circuit {state.circuit.label} serves on until another is adopted, or it closes")
 
     def handle_drained(self) -> None:
         """Other slots than before are drained now."""

@@ -7,7 +7,8 @@ Rules of this file:
 * No key is begun that would take all keys together above ``max_circuits``.
 * A new identity (NEWNYM) is a new key for all streams to come: fresh circuits are built at once, and the
   old ones end with their streams.
-* Without isolation there is one key for all.
+* Without isolation there is one key for all; a new identity renews its circuits, each when its successor is
+  there: of an adopted one that is the next to be adopted.
 """
 
 from __future__ import annotations
