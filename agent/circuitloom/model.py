@@ -49,6 +49,9 @@ class StreamStatus(StrEnum):
     FAILED = "FAILED"
     CLOSED = "CLOSED"
 
+    # Enum's own is a function in Python, and every event is looked up by its status.
+    __hash__ = str.__hash__
+
 
 _FRESH = frozenset({StreamStatus.NEW, StreamStatus.NEWRESOLVE, StreamStatus.CONTROLLER_WAIT})
 

@@ -227,9 +227,6 @@ class Service:
             self._recorder.take(event, actions)
         for action in actions:
             self._carry_out[type(action)](action)
-        if self._pool.claims != self._claims:
-            # Before Tor hears of it: an agent that takes over after a kill must not give them to another key.
-            self._save_state()
         if not isinstance(event, StreamEvent):
             self._tell_status()
             self._conductor.look()
@@ -252,7 +249,10 @@ class Service:
         self._on_turn()
 
     def _on_turn(self) -> None:
-        """All that one read brought is handled: arm the timer once for all of it."""
+        """All that one read brought is handled: write down and arm the timer once for all of it."""
+        if self._pool.claims != self._claims:
+            # Before Tor hears of it: an agent that takes over after a kill must not give them to another key.
+            self._save_state()
         deadline = self._pool.next_deadline()
         if self._timer is not None:
             if self._timer.when() == deadline and not self._timer.cancelled():

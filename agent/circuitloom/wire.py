@@ -235,7 +235,7 @@ def parse_stream(line: str) -> StreamEvent | None:
         return None
     status, reads_target, reads_keywords = known
     # isalnum admits letters beyond ASCII, which latin-1 text can hold: isascii closes that.
-    if not (stream_id.isalnum() and circuit_id.isalnum() and stream_id.isascii() and circuit_id.isascii()):
+    if not (stream_id.isalnum() and circuit_id.isalnum() and (stream_id + circuit_id).isascii()):
         raise ControlProtocolError("a STREAM line has a malformed id")
     if reads_keywords:
         first = _KEYWORD.search(rest)
