@@ -27,9 +27,18 @@ from circuitloom.lock import TorLock
 from circuitloom.model import LEAVE_UNATTACHED, Connected, Reserved
 from circuitloom.policy.types import TorControl
 from circuitloom.session import Session, connect
-from circuitloom.wire import AnyEvent, ControlEvent, Reply, TorWarning
+from circuitloom.wire import AnyEvent, ControlEvent, DirectoryNews, Reply, TorWarning
 
-EVENTS = ("CIRC", "CIRC_MINOR", "STREAM", "CONF_CHANGED", "SIGNAL", "STATUS_CLIENT", "STATUS_GENERAL")
+EVENTS = (
+    "CIRC",
+    "CIRC_MINOR",
+    "STREAM",
+    "CONF_CHANGED",
+    "SIGNAL",
+    "STATUS_CLIENT",
+    "STATUS_GENERAL",
+    "GUARD",
+)
 RESERVED_OPTIONS = ("VirtualAddrNetworkIPv4", "VirtualAddrNetworkIPv6", "MapAddress")
 
 RECONNECT_INITIAL_SECONDS = 0.1
@@ -56,6 +65,7 @@ class LinkEvents:
         event: With each event.
         turn: After all that one read brought.
         lost: The connection ended; what is asked for now goes nowhere.
+        directory: Tor knows other relays, or thinks otherwise of its guards.
         reserved: With what Tor maps from now on.
         pulse: The loop has turned and, when connected, Tor has answered.
         news: Something changed that the status shows.
@@ -66,6 +76,7 @@ class LinkEvents:
     event: Callable[[ControlEvent], None]
     turn: Callable[[], None]
     lost: Callable[[], None]
+    directory: Callable[[DirectoryNews], None]
     reserved: Callable[[Reserved], None]
     pulse: Callable[[], None]
     news: Callable[[], None]
@@ -257,6 +268,8 @@ class Link:
             self._end_standstill()
         elif isinstance(event, TorWarning):
             _tell_warning(event)
+        elif isinstance(event, DirectoryNews):
+            self._events.directory(event)
         else:
             self._events.event(event)
 
