@@ -11,6 +11,7 @@ Rules of this package:
 
 from __future__ import annotations
 
+from circuitloom.paths.online_faults import Finding, find_online_faults
 from circuitloom.paths.ports import PortPolicy
 from circuitloom.paths.reading import (
     Microdescriptor,
@@ -26,6 +27,7 @@ from circuitloom.paths.selection import Beside, NoPath, breaks, select_path
 __all__ = [
     "UNKNOWN_COUNTRY",
     "Beside",
+    "Finding",
     "Microdescriptor",
     "NoPath",
     "PortPolicy",
@@ -33,6 +35,7 @@ __all__ = [
     "Relays",
     "Status",
     "breaks",
+    "find_online_faults",
     "join_relay",
     "read_consensus",
     "read_guards",
