@@ -26,6 +26,7 @@ from circuitloom import __version__, logs, wire
 from circuitloom.admin import AdminServer
 from circuitloom.adopting import adopt_circuit
 from circuitloom.conductor import Conductor, ConductorEvents
+from circuitloom.directory import Directory
 from circuitloom.errors import CircuitloomError, ControlUnreachable, PolicyError
 from circuitloom.link import RESERVED_OPTIONS, Link, LinkEvents
 from circuitloom.metrics import AgentCounts, Exporter, Reading
@@ -41,6 +42,7 @@ from circuitloom.model import (
     BuildCircuit,
     BuildRefused,
     CircuitAdopted,
+    CircuitEvent,
     CircuitId,
     CircuitStatus,
     CloseCircuit,
@@ -61,6 +63,7 @@ from circuitloom.model import (
     TakeOverRefused,
 )
 from circuitloom.operation import CHANGING, Agent, commands
+from circuitloom.paths import Relays
 from circuitloom.policy import Policy, read_policy
 from circuitloom.pool import Pool
 from circuitloom.recording.recorder import Recorder
@@ -111,6 +114,8 @@ class Service:
         self._counts = AgentCounts()
         self._counted = 0
         self._exporter = Exporter(self._read_numbers)
+        self._directory = Directory(policy.tor, ask=self._send, take=self._renew_relays)
+        self._directory.apply(policy)
         self._link = Link(
             policy.tor,
             LinkEvents(
@@ -118,6 +123,7 @@ class Service:
                 event=self._on_event,
                 turn=self._on_read,
                 lost=self._on_lost,
+                directory=self._directory.handle_news,
                 reserved=self._handle,
                 pulse=self._notifier.watchdog,
                 news=self._tell_status,
@@ -186,6 +192,7 @@ class Service:
             connecting,
             self._loop.create_task(self._link.keep_pulse()),
             self._loop.create_task(self._link.keep_beat()),
+            self._loop.create_task(self._directory.keep_current()),
         )
         for task in tasks:
             task.add_done_callback(self._on_task_done)
@@ -220,6 +227,7 @@ class Service:
             event = dataclasses.replace(event, records=self._state.load())
         self._counts.connections += 1
         self._handle(event)
+        self._directory.handle_connected()
 
     def _on_event(self, event: ControlEvent) -> None:
         actions = self._pool.handle(event, now=self._loop.time())
@@ -230,10 +238,13 @@ class Service:
         if not isinstance(event, StreamEvent):
             self._tell_status()
             self._conductor.look()
+            if isinstance(event, CircuitEvent) and event.status is CircuitStatus.FAILED:
+                self._directory.ask_guards()
             if isinstance(event, ConfChanged) and not event.values.keys().isdisjoint(RESERVED_OPTIONS):
                 self._link.ask_reserved()
 
     def _on_lost(self) -> None:
+        self._directory.handle_disconnected()
         if not self._stop.is_set():
             self._handle(Disconnected())
 
@@ -281,6 +292,9 @@ class Service:
         self._counted = self._pool.attached_total
         self._on_turn()
         self._tell_status()
+
+    def _renew_relays(self, relays: Relays) -> None:
+        self._perform(self._pool.renew_relays(relays, now=self._loop.time()))
 
     # --- what the pool asks for ----------------------------------------------------------------------------
 
@@ -473,6 +487,7 @@ class Service:
         self._exporter.apply(self._policy.metrics)
         self._counts.reloads_applied += 1
         self._counts.is_policy_current = True
+        self._directory.apply(self._policy)
         _log.info("reloaded %s: %d circuits", self._policy_path, len(policy.slots))
 
     async def _give_everything_back(self) -> bool:

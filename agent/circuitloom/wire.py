@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from enum import StrEnum
 from functools import lru_cache
 from types import MappingProxyType
 from typing import NamedTuple
@@ -118,10 +119,17 @@ class TorWarning(NamedTuple):
     action: str
 
 
+class DirectoryNews(StrEnum):
+    """What changed in what Tor knows of the network: its consensus, or what it thinks of its guards."""
+
+    CONSENSUS = "consensus"
+    GUARDS = "guards"
+
+
 ControlEvent = StreamEvent | CircuitEvent | CircuitBandwidth | ConfChanged | SignalReceived | NetworkReady
 """What the core takes."""
 
-AnyEvent = ControlEvent | TorWarning
+AnyEvent = ControlEvent | TorWarning | DirectoryNews
 Message = Reply | AnyEvent
 
 
@@ -442,7 +450,11 @@ def _parse_event(lines: tuple[str, ...]) -> AnyEvent | None:
             event = SignalReceived(rest)
         case "STATUS_CLIENT":
             words = rest.split(" ")
-            event = NetworkReady() if len(words) > 1 and words[1] in _READY else None
+            action = words[1] if len(words) > 1 else ""
+            event = NetworkReady() if action in _READY else None
+            event = DirectoryNews.CONSENSUS if action == "CONSENSUS_ARRIVED" else event
+        case "GUARD":
+            event = DirectoryNews.GUARDS
         case "STATUS_GENERAL" if rest.startswith(_WARNINGS):
             event = TorWarning(rest.split(" ", 2)[1])
     return event

@@ -33,6 +33,7 @@ from circuitloom.model import (
     TakeOver,
     TakeOverRefused,
 )
+from circuitloom.paths import Relays
 from circuitloom.policy.health import Panic
 from circuitloom.policy.rotation import Rotation
 from circuitloom.policy.types import (
@@ -54,7 +55,7 @@ from circuitloom.policy.types import (
     WhenNone,
 )
 from circuitloom.pool import CircuitSnapshot, Pool, PoolSnapshot
-from circuitloom.wire import ControlCodec, Reply, TorWarning
+from circuitloom.wire import ControlCodec, DirectoryNews, Reply, TorWarning
 
 TAKE_OVER = "SETCONF __LeaveStreamsUnattached=1"
 GIVE_BACK = "RESETCONF __LeaveStreamsUnattached"
@@ -144,7 +145,7 @@ class Driver:
         """Whatever Tor sends, with its line ends; no replies."""
         actions: list[Action] = []
         for message in self._codec.feed(text.encode("latin-1")):
-            assert not isinstance(message, Reply | TorWarning)
+            assert not isinstance(message, Reply | TorWarning | DirectoryNews)
             actions += self.pool.handle(message, now=self.now)
         return self._commands(actions)
 
@@ -207,6 +208,16 @@ class Driver:
     def reserve(self, text: str) -> list[str]:
         """The reply to GETCONF of the options that map addresses."""
         return self.give(wire.parse_reserved(self._reply(text)))
+
+    def learn(self, relays: Relays) -> list[str]:
+        """A snapshot of the consensus."""
+        return self._commands(self.pool.renew_relays(relays, now=self.now))
+
+    def build_as_asked(self, command: str, circuit_id: int) -> list[str]:
+        """The oldest build without reply, of this EXTENDCIRCUIT, gets this circuit, BUILT over its path."""
+        commands = self.reply_to_build(f"250 EXTENDED {circuit_id}")
+        path = command.partition(";")[0].split(" ")[2]
+        return commands + self.tell(f"CIRC {circuit_id} BUILT {path} PURPOSE=GENERAL {created(circuit_id)}")
 
     def reload(self, policy: Policy) -> list[str]:
         """The policy was read again."""

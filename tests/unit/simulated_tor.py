@@ -64,6 +64,7 @@ class TorCircuit:
     purpose: Purpose = Purpose.GENERAL
     users: set[str] = field(default_factory=set)
     is_foreign: bool = False
+    path: tuple[Hop, ...] = PATH
 
 
 @dataclass
@@ -103,8 +104,8 @@ class SimulatedTor:
                     replies += self._attach(action.stream_id, CircuitId(circuit_id))
                 case CloseStream(stream_id, _):
                     self.end_stream(stream_id, StreamStatus.FAILED)
-                case BuildCircuit(build, _, _, purpose):
-                    replies.append(self._build(build, purpose))
+                case BuildCircuit():
+                    replies.append(self._build(action))
                 case CloseCircuit(circuit_id, is_forced):
                     there = self.circuits.get(circuit_id)
                     assert there is None or not there.is_foreign, "another controller's circuit was closed"
@@ -119,13 +120,15 @@ class SimulatedTor:
             self.leave_unattached = is_set
             self.events.append(ConfChanged({LEAVE_UNATTACHED: "1" if is_set else "0"}))
 
-    def _build(self, build: int, purpose: Purpose) -> Event:
+    def _build(self, action: BuildCircuit) -> Event:
         if self.refuses_builds:
-            return BuildRefused(build, "Couldn't start circuit")
-        circuit = TorCircuit(CircuitId(self._next_id()), f"start {self.starts}, {self.ids}", purpose=purpose)
+            return BuildRefused(action.build, "Couldn't start circuit")
+        created = f"start {self.starts}, {self.ids + 1}"
+        circuit = TorCircuit(CircuitId(self._next_id()), created, purpose=action.purpose)
+        circuit.path = tuple(Hop(relay, "") for relay in action.path) if action.path else PATH
         self.circuits[circuit.circuit_id] = circuit
         self._tell_circuit(circuit, CircuitStatus.LAUNCHED)
-        return BuildAccepted(build, circuit.circuit_id)
+        return BuildAccepted(action.build, circuit.circuit_id)
 
     def _attach(self, stream_id: StreamId, circuit_id: CircuitId) -> list[Event]:
         stream = self.streams.get(stream_id)
@@ -331,7 +334,7 @@ class SimulatedTor:
         self.events.append(StreamEvent(stream.stream_id, status, stream.circuit_id, stream.target, keywords))
 
     def _tell_circuit(self, circuit: TorCircuit, status: CircuitStatus, **keywords: str) -> None:
-        path = PATH if status is CircuitStatus.BUILT else ()
+        path = circuit.path if status is CircuitStatus.BUILT else ()
         keywords["TIME_CREATED"] = circuit.created
         keywords["PURPOSE"] = circuit.purpose.value.upper()
         self.events.append(CircuitEvent(circuit.circuit_id, status, path, keywords))

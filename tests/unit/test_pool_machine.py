@@ -26,6 +26,7 @@ from circuitloom.model import (
     StreamId,
 )
 from circuitloom.policy.health import Panic, PanicAction
+from circuitloom.policy.path_types import Diversity, PathRules
 from circuitloom.policy.rotation import Rotation
 from circuitloom.policy.types import (
     Adopt,
@@ -54,10 +55,23 @@ from circuitloom.policy.types import (
     WhenNone,
 )
 from circuitloom.pool import Attachment, Pool
+from unit.consensus import Made, snapshot
 from unit.simulated_tor import SimulatedTor
 
 SECRET = b"a cookie"
 TARGETS = ["example.com:80", "203.0.113.7:443", "abcdefghij.onion:80", "x.relay.exit:80", "[2001:db8::1]:80"]
+
+# Exits enough for every circuit to have one of its own, of which some refuse the ports of the targets.
+PORTS = ["accept 1-65535", "accept 80", "reject 80", "accept 25"]
+RELAYS = snapshot(*(Made(f"{number:02X}", ports=PORTS[number % 4]) for number in range(16, 240)))
+PATHS = [
+    None,
+    None,
+    ("A" * 40, "B" * 40),
+    PathRules(),
+    PathRules(ports=((80, 80),)),
+    PathRules(not_exit_of=frozenset("abcdef")),
+]
 
 
 def rules(names: list[str]) -> st.SearchStrategy[Rule]:
@@ -87,7 +101,7 @@ def policies(draw: st.DrawFn) -> Policy:
             name,
             weight=draw(st.integers(1, 4)),
             role=Role.BACKUP if index and draw(st.booleans()) else Role.ACTIVE,
-            path=draw(st.sampled_from([None, None, ("A" * 40, "B" * 40)])) if adopt is None else None,
+            path=draw(st.sampled_from(PATHS)) if adopt is None else None,
             max_streams=draw(st.sampled_from([1, 2, 100])),
             purpose=purpose,
             adopt=adopt,
@@ -133,6 +147,7 @@ def policies(draw: st.DrawFn) -> Policy:
         ),
         rotation=draw(rotations()),
         rules=tuple(draw(st.lists(rules(names), max_size=2))),
+        diversity=Diversity(exit=draw(st.booleans())),
     )
 
 
@@ -270,6 +285,11 @@ class PoolMachine(RuleBasedStateMachine):
         if deadline is not None and deadline <= self.now:
             self.give(DeadlinePassed())
 
+    @precondition(lambda self: self.is_connected)
+    @rule()
+    def learn_relays(self) -> None:
+        self.perform(self.pool.renew_relays(RELAYS, now=self.now))
+
     @rule(policy=policies())
     def reload(self, policy: Policy) -> None:
         if policy.balance.isolation is not self.policy.balance.isolation:
@@ -302,6 +322,7 @@ class PoolMachine(RuleBasedStateMachine):
     def settle_to_balance(self) -> None:
         """When Tor builds what is asked and messages arrive, all that can be balanced is."""
         self.tor.refuses_builds = False
+        self.learn_relays()
         for name in "abcdef":
             self.give(CircuitOrdered(Order.READY, name))
         for _ in range(200):
@@ -342,6 +363,7 @@ class PoolMachine(RuleBasedStateMachine):
             or balance.queue.overflow is Overflow.REJECT
             or self.policy.failover.when_none is WhenNone.REJECT
             or any(rule.action is RuleAction.REJECT for rule in self.policy.rules)
+            or (bool(self.policy.path_rules) and self.policy.failover.when_none is WhenNone.HOLD)
         )
 
     @precondition(lambda self: self.is_connected)

@@ -15,6 +15,7 @@ from ipaddress import IPv4Network, IPv6Network
 from circuitloom.model import Purpose
 from circuitloom.policy.health import Panic
 from circuitloom.policy.operating import Log, Metrics
+from circuitloom.policy.path_types import Diversity, PathRules
 from circuitloom.policy.rotation import Rotation
 
 DEFAULT_CONTROL_PATH = "/run/tor/control"
@@ -271,7 +272,8 @@ class Slot:
         name: Unique in the policy; ``count: 8`` of ``swarm`` gives ``swarm-1`` to ``swarm-8``.
         weight: Its share against the other circuits' weights.
         role: Active, or backup.
-        path: Fingerprints (40 upper-case hex digits, no ``$``) from the first hop on, or None: Tor chooses.
+        path: Fingerprints (40 upper-case hex digits, no ``$``) from the first hop on; or what relays that the
+            agent selects must be; or None: Tor chooses.
         max_streams: How many streams it may carry at once.
         purpose: What it is to Tor.
         adopt: Whether its circuit comes from elsewhere; None: the agent builds it.
@@ -280,7 +282,7 @@ class Slot:
     name: str
     weight: int = 1
     role: Role = Role.ACTIVE
-    path: tuple[str, ...] | None = None
+    path: tuple[str, ...] | PathRules | None = None
     max_streams: int = 256
     purpose: Purpose = Purpose.GENERAL
     adopt: Adopt | None = None
@@ -409,3 +411,9 @@ class Policy:
     rules: tuple[Rule, ...] = ()
     rounds: Rounds | None = None
     metrics: Metrics = field(default_factory=Metrics)
+    diversity: Diversity = field(default_factory=Diversity)
+
+    @property
+    def path_rules(self) -> tuple[PathRules, ...]:
+        """Of the circuits whose relays the agent selects."""
+        return tuple(slot.path for slot in self.slots if isinstance(slot.path, PathRules))

@@ -354,6 +354,7 @@ class Circuits(Succession):
         self._slots_changed()
         self._restart_chooser()
         self._dismiss_outgoing()
+        self._review(self.slots.values())
         for state in self.slots.values():
             if state.retry_at is None:
                 self._builder.want(state)

@@ -45,6 +45,7 @@ from circuitloom.model import (
     TakeOver,
     TakeOverRefused,
 )
+from circuitloom.paths import Relays
 from circuitloom.policy.types import Policy, WhenContended, WhenExceeded, WhenNone
 from circuitloom.pool.adoption import place_for
 from circuitloom.pool.attacher import Attacher
@@ -54,6 +55,7 @@ from circuitloom.pool.contention import PAUSE_SECONDS, Contention
 from circuitloom.pool.decisions import Decisions, Explanation, candidates
 from circuitloom.pool.keys import Keys
 from circuitloom.pool.orders import carry_out
+from circuitloom.pool.planner import Planner
 from circuitloom.pool.rotation import Rotation
 from circuitloom.pool.slots import Circuit, SlotState
 from circuitloom.pool.snapshot import PoolSnapshot, count_guards, panic_notice, snapshot_circuits
@@ -87,7 +89,10 @@ class Pool:
     def __init__(self, policy: Policy, *, uniform: Callable[[], float], now: float) -> None:
         self._policy = policy
         self._actions: list[Action] = []
-        self._builder = Builder(policy.failover.rebuild, uniform=uniform, emit=self._emit)
+        self._planner = Planner(policy.diversity, uniform=uniform)
+        self._builder = Builder(
+            policy.failover.rebuild, uniform=uniform, planner=self._planner, emit=self._emit
+        )
         self._rotation = Rotation(policy.rotation, uniform=uniform)
         self._keys = Keys(policy, builder=self._builder, rotation=self._rotation, emit=self._emit)
         self._attacher = Attacher(
@@ -185,11 +190,24 @@ class Pool:
         self._policy = policy
         self._attacher.replace_policy(policy)
         self._attacher.now = self._rotation.now = now
+        self._planner.diversity = policy.diversity
         self._keys.replace_policy(policy)
         self._rotation.replace_rule(policy.rotation, self._builder.by_id.values())
         self._contention.begin_anew()
         if self._take_over_at == FOR_EVER:
             self._take_over_at = None
+        self._evaluate(now)
+        self._decisions.remember(actions, now)
+        return actions
+
+    def renew_relays(self, relays: Relays, *, now: float) -> list[Action]:
+        """Go on with another snapshot of the consensus; what waits for one is built."""
+        actions: list[Action] = []
+        self._actions = actions
+        self._attacher.now = now
+        self._planner.relays = relays
+        self._builder.handle_relays()
+        self._keys.renew_relays()
         self._evaluate(now)
         self._decisions.remember(actions, now)
         return actions
@@ -290,11 +308,12 @@ class Pool:
                 if stream.wait_until is None:
                     assert self._policy.failover.when_none is WhenNone.HOLD
                     assert owner is not None
-                    assert not owner.is_usable_among(stream.among)
+                    assert not owner.is_usable_among(stream.among, stream.target)
                 elif owner is None:
                     assert self._policy.balance.keys.when_exceeded is WhenExceeded.QUEUE
                 else:
-                    assert owner.is_cold or (stream.is_queued and not owner.has_room(stream.among))
+                    is_queued = stream.is_queued and not owner.has_room(stream.among, stream.target)
+                    assert owner.is_cold or is_queued
 
     def _emit(self, action: Action) -> None:
         self._actions.append(action)

@@ -239,6 +239,11 @@ class Keys:
                 self._retire(circuits)
         self._replenish()
 
+    def renew_relays(self) -> None:
+        """Another snapshot of the consensus is there."""
+        for circuits in self.all:
+            circuits.renew_relays()
+
     def drain(self, name: str) -> None:
         """Circuits of this name take no new streams, of any key."""
         self._drained.add(name)

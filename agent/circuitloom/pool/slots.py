@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from circuitloom.balancing import ConnectTime
 from circuitloom.model import CircuitId, Hop, Purpose
+from circuitloom.paths import PortPolicy
 from circuitloom.policy.types import Slot
 from circuitloom.pool.isolation import IsolationKey
 from circuitloom.pool.tally import CircuitTally, Histogram
@@ -56,7 +57,7 @@ class Circuit:
         deadline: While LAUNCHED, when the build is given up (seconds of the pool's clock).
         circuit_id: Tor's id; None until EXTENDCIRCUIT is answered.
         state: Where it is in its life.
-        path: Its relays, once Tor told them.
+        path: Its relays, once Tor told them, or as they were selected.
         created: Tor's TIME_CREATED; with id and path it tells this circuit from a later one with the same id.
         built_at: When it was BUILT (seconds of the pool's clock).
         streams: How many streams are on it, whoever attached them.
@@ -68,6 +69,7 @@ class Circuit:
         failed_targets: Destinations that failed on it since one was connected; kept by ``Blame``.
         is_adopted: Whether another controller built it; then that one closes it, and we never do.
         wear: How much it has served.
+        exit_ports: Which ports its exit accepts; None: not known.
     """
 
     slot: SlotState
@@ -87,6 +89,11 @@ class Circuit:
     failed_targets: set[str] = field(default_factory=set, repr=False)
     is_adopted: bool = False
     wear: Wear = field(default_factory=Wear)
+    exit_ports: PortPolicy | None = None
+
+    def refuses(self, port: int) -> bool:
+        """Whether its exit is known to refuse a port."""
+        return self.exit_ports is not None and not self.exit_ports.accepts(port)
 
     @property
     def label(self) -> str:
