@@ -363,7 +363,11 @@ class PoolMachine(RuleBasedStateMachine):
             or balance.queue.overflow is Overflow.REJECT
             or self.policy.failover.when_none is WhenNone.REJECT
             or any(rule.action is RuleAction.REJECT for rule in self.policy.rules)
-            or (bool(self.policy.path_rules) and self.policy.failover.when_none is WhenNone.HOLD)
+            # A circuit whose exit is known may refuse the port, and to hold the stream for it is of no use.
+            or (
+                self.policy.failover.when_none is WhenNone.HOLD
+                and any(slot.path is not None for slot in self.policy.slots)
+            )
         )
 
     @precondition(lambda self: self.is_connected)
