@@ -10,6 +10,7 @@ from circuitloom import wire
 from circuitloom.model import CircuitAdopted, Disconnected, Order, Purpose, SignalReceived
 from circuitloom.model import CircuitOrdered as Ordered
 from circuitloom.policy.types import Adopt, Keys, Policy, Role, Slot, WhenFull
+from circuitloom.pool.blame import FAULTY_TARGETS
 from unit.pool_driver import (
     GIVE_BACK,
     PATH,
@@ -307,6 +308,18 @@ def test_with_some_slots_for_each_key_every_key_may_have_an_adopted_one() -> Non
     driver.build(*range(30, 30 + len(driver.connect())))
 
     assert driver.states() == {"a": "built", "paid": "idle"}
+
+
+def test_one_that_fails_for_several_destinations_is_not_the_agents_to_replace() -> None:
+    driver = adopting(ALONE)
+    commands = [
+        command
+        for number in range(FAULTY_TARGETS + 1)
+        for command in driver.tell(*opened(number + 1, f"d{number}.example:80"), *detached(number + 1, 70))
+    ]
+
+    assert not [command for command in commands if command.startswith("EXTENDCIRCUIT")]
+    assert driver.circuit("paid").circuit_id == "70"
 
 
 # --- a new identity, and rotation --------------------------------------------------------------------------

@@ -206,8 +206,7 @@ class Circuits(Succession):
             is_doubtful = isolates and circuit.key is None and circuit.purpose is Purpose.GENERAL
             if is_doubtful and circuit.state is CircuitState.BUILT:
                 circuit.state = CircuitState.DRAINING
-                if circuit.slot.circuit is circuit:
-                    self._vacate(circuit.slot)
+                self._vacate(circuit.slot)
         for state in self.slots.values():
             state.failures = 0
             self._builder.want(state)
@@ -372,6 +371,7 @@ class Circuits(Succession):
             assert circuit.circuit_id is not None
             assert self._builder.by_id[circuit.circuit_id] is circuit
             assert circuit.state is not CircuitState.CLOSED
+            assert (circuit.state is CircuitState.BUILT) == (circuit.slot.circuit is circuit)
             assert circuit.streams == streams.get(circuit, 0)
             assert circuit.is_candidate == self._may_serve(circuit)
             if circuit.is_candidate and self.key is not None:

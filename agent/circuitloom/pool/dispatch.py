@@ -76,13 +76,16 @@ class Dispatcher(StreamTable):
         """Give the places that became free to those that have waited longest."""
         freed, self.freed = self.freed, []
         for circuit in freed:
-            while circuit.is_candidate:
-                stream = self._queues.first(circuit)
-                if stream is None:
-                    break
-                self.serve(stream)
-                if stream.is_queued:
-                    break
+            while circuit.is_candidate and self._serve_first(circuit):
+                pass
+
+    def _serve_first(self, circuit: Circuit) -> bool:
+        """Serve who has waited longest for the circuit; whether somebody has left the queue by that."""
+        stream = self._queues.first(circuit)
+        if stream is None:
+            return False
+        self.serve(stream)
+        return not stream.is_queued
 
     def release_waiting(self, why: str) -> None:
         """Hand all that wait to Tor."""
