@@ -41,6 +41,13 @@ def test_each_subject_attaches_every_stream_of_the_flood(case: Case) -> None:
     assert 0 < flooded.p50_ms <= flooded.p99_ms <= flooded.max_ms
 
 
+def test_a_hook_runs_while_the_agent_attaches_beside_it() -> None:
+    quiet, _, hook = (case.run(0.3) for case in STEADY)
+
+    # The shell that is the hook becomes the program that never ends.
+    assert hook.processes == quiet.processes + 1
+
+
 @pytest.mark.parametrize(("streams", "circuits"), [(100, 2), (300, 64)])
 def test_so_many_streams_are_held_over_so_many_circuits(streams: int, circuits: int) -> None:
     flooded = scale.run_case(streams, circuits, 0.3)
@@ -93,6 +100,7 @@ def flooded(per_second: float, closings: tuple[Closing, ...] = ()) -> Flooded:
         open=0,
         rss_mib=40.0,
         pss_mib=38.0,
+        processes=2,
         closings=closings,
     )
 
