@@ -61,8 +61,12 @@ def main() -> int:
         parser.error("--rounds must be 1 or more")
     out = arguments.out or (QUICK if arguments.quick else SNAPSHOT)
     is_complete = True
-    for name in arguments.parts or MEASURES:
-        is_complete &= _run(name, arguments.rounds, out, is_quick=arguments.quick)
+    try:
+        for name in arguments.parts or MEASURES:
+            is_complete &= _run(name, arguments.rounds, out, is_quick=arguments.quick)
+    except KeyboardInterrupt:
+        print("bench: interrupted; what was measured completely is written", file=sys.stderr)
+        return 130
     print(f"bench: {out / 'README.md'}", file=sys.stderr)
     return 0 if is_complete else 1
 

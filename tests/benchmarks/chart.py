@@ -82,13 +82,15 @@ def bars(
         goal: Drawn as a line, if there is one.
     """
     left, right = _NAME_WIDTH, WIDTH - _FIGURE_WIDTH
-    most = max([row.value.high for row in rows] + ([goal.value] if goal else []))
-    scale = (right - left) / most
+    scale = (right - left) / _most([row.value for row in rows], goal)
     bottom = _HEAD + len(rows) * (_BAR + _GAP)
     parts = [_text(title, 12, 20, "title"), _text(subtitle, 12, 37, "quiet")]
     for number, row in enumerate(rows):
         top = _HEAD + number * (_BAR + _GAP)
         middle, base = top + _BAR / 2, top + _BAR / 2 + 4.5
+        if math.isnan(row.value.median):
+            parts += [_text(row.name, left - 10, base, anchor="end"), _text("never", left + 8, base)]
+            continue
         width = max(2.0, row.value.median * scale)
         parts += [
             _text(row.name, left - 10, base, anchor="end"),
@@ -125,8 +127,7 @@ def curves(
         goal: Drawn as a line, if there is one.
     """
     places = sorted({place for line in lines for place, _ in line.points})
-    most = max([spread.high for line in lines for _, spread in line.points] + ([goal.value] if goal else []))
-    ticks = _ticks(most)
+    ticks = _ticks(_most([spread for line in lines for _, spread in line.points], goal))
     top, bottom = _PLOT_TOP, _PLOT_TOP + _PLOT_HEIGHT
     left, right = _PLOT_LEFT, WIDTH - _PLOT_RIGHT
     decades = math.log(places[-1] / places[0]) if len(places) > 1 else 1.0
@@ -164,6 +165,12 @@ def curves(
         name = f"{line.name}: {tell(last)}" if line.name else tell(last)
         parts.append(_text(name, x_of(line.points[-1][0]) + 8, y_of(last) + 4))
     return _document(parts, bottom + 48)
+
+
+def _most(spreads: Sequence[Spread], goal: Goal | None) -> float:
+    """What the axis has to reach; above zero, whatever was measured."""
+    values = [spread.high for spread in spreads if not math.isnan(spread.high)]
+    return max([*values, goal.value if goal else 0.0]) or 1.0
 
 
 def _ticks(most: float) -> list[float]:

@@ -48,8 +48,8 @@ _OPENED = (
 _CLOSED = b"650 STREAM %b CLOSED %b " + _TARGET + b" REASON=%b " + _KEYWORDS
 _LIVED = _OPENED + _CLOSED.replace(b"REASON=%b", b"REASON=DONE")
 _HOPS = b"$" + b"A" * 40 + b"~alpha,$" + b"B" * 40 + b"~beta,$" + b"C" * 40 + b"~gamma"
-_CIRCUIT = b"650 CIRC %b %b " + _HOPS + b" BUILD_FLAGS=NEED_CAPACITY PURPOSE=GENERAL TIME_CREATED=%b%b\r\n"
-_INFO = {b"version": b"0.4.9.11", b"circuit-status": b"", b"stream-status": b""}
+_CIRCUIT = b"%b %b " + _HOPS + b" BUILD_FLAGS=NEED_CAPACITY PURPOSE=GENERAL TIME_CREATED=%b%b\r\n"
+_INFO = {b"version": b"0.4.9.11", b"stream-status": b""}
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +106,7 @@ class Flooded:
         open: Streams that were open at the end.
         rss_mib: Of the controller's process at the end.
         pss_mib: The same with its children, what they share counted once.
+        processes: How many those are, itself included.
         closings: The circuits that ended.
     """
 
@@ -120,6 +121,7 @@ class Flooded:
     open: int
     rss_mib: float
     pss_mib: float
+    processes: int
     closings: tuple[Closing, ...]
 
     @property
@@ -227,7 +229,7 @@ class FloodingPort:
         for stream_id in ended:
             del self._held[stream_id]
         return [
-            _CIRCUIT % (circuit_id, b"CLOSED", _created(circuit_id), b" REASON=DESTROYED"),
+            b"650 CIRC " + _CIRCUIT % (circuit_id, b"CLOSED", _created(circuit_id), b" REASON=DESTROYED"),
             *(_CLOSED % (stream_id, circuit_id, b"DESTROY") for stream_id in ended),
         ]
 
@@ -304,8 +306,8 @@ class FloodingPort:
                     b'250-PROTOCOLINFO 1\r\n250-AUTH METHODS=NULL\r\n250-VERSION Tor="0.4.9.11"\r\n250 OK\r\n'
                 )
             case b"GETINFO":
-                values = b"".join(b"250-%b=%b\r\n" % (key, _INFO.get(key, b"")) for key in rest.split())
-                replies.append(values + b"250 OK\r\n")
+                replies += [self._value_of(key) for key in rest.split()]
+                replies.append(b"250 OK\r\n")
             case b"GETCONF":
                 names = rest.split()
                 lines = [b"%b=0" % name if name.startswith(b"__") else name for name in names]
@@ -317,13 +319,18 @@ class FloodingPort:
                 circuit_id = b"%d" % self._circuit_id
                 self._built[circuit_id] = None
                 replies.append(b"250 EXTENDED %b\r\n" % circuit_id)
-                events.append(_CIRCUIT % (circuit_id, b"BUILT", _created(circuit_id), b""))
+                events.append(b"650 CIRC " + _built(circuit_id))
                 self._note_replacement(circuit_id, now)
             case b"CLOSESTREAM":
                 self._refused += 1
                 replies.append(b"250 OK\r\n")
             case _:
                 replies.append(b"250 OK\r\n")
+
+    def _value_of(self, key: bytes) -> bytes:
+        if key == b"circuit-status":
+            return b"250+%b=\r\n%b.\r\n" % (key, b"".join(map(_built, self._built)))
+        return b"250-%b=%b\r\n" % (key, _INFO.get(key, b""))
 
     def _note_replacement(self, circuit_id: bytes, now: float) -> None:
         for closed_at, closing in self._closed.values():
@@ -352,8 +359,13 @@ class FloodingPort:
             open=len(self._held),
             rss_mib=rss_mib(processes[0]),
             pss_mib=pss_mib(processes),
+            processes=len(processes),
             closings=tuple(closing for _, closing in self._closed.values()),
         )
+
+
+def _built(circuit_id: bytes) -> bytes:
+    return _CIRCUIT % (circuit_id, b"BUILT", _created(circuit_id), b"")
 
 
 def _created(circuit_id: bytes) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import statistics
 import subprocess
@@ -33,8 +34,8 @@ class Spread:
 
     @classmethod
     def of(cls, values: Iterable[float]) -> Spread:
-        """Of one value for each round; at least one."""
-        ordered = sorted(values)
+        """Of one value for each round; of none at all, not a number."""
+        ordered = sorted(values) or [math.nan]
         return cls(ordered[0], statistics.median(ordered), ordered[-1])
 
     def __format__(self, spec: str) -> str:
@@ -135,6 +136,22 @@ def python_module(
         ended_at_the_end(process),
     ):
         yield process
+
+
+def output_of(process: subprocess.Popen[bytes], timeout_seconds: float) -> bytes:
+    """What a measuring process printed, once it has ended.
+
+    Raises:
+        BenchError: It did not end in time, or ended with an error.
+    """
+    try:
+        text, complaint = process.communicate(timeout=timeout_seconds)
+    except subprocess.TimeoutExpired:
+        raise BenchError(f"nothing was measured within {timeout_seconds:.0f} s") from None
+    if process.returncode:
+        reason = (complaint or b"").decode(errors="replace").strip().rpartition("\n")[2]
+        raise BenchError(f"nothing was measured ({reason or 'no reason was given'})")
+    return text
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ from functools import partial
 from benchmarks import relay_death
 from benchmarks.chart import Bar, bars
 from benchmarks.load import PATIENCE_SECONDS, Loaded
-from benchmarks.measure import Spread, cpu_seconds, in_turns, pss_mib, python_module
+from benchmarks.measure import Spread, cpu_seconds, in_turns, output_of, pss_mib, python_module
 from benchmarks.report import Figure, Part, table
 from benchmarks.ways import Size, Way, all_ways
 from circuitloom.lab.network import PrivateNetwork
@@ -88,9 +88,9 @@ def measure_way(way: Way, target: int, seconds: float) -> Turn:
 
 def _load(way: Way, target: int, seconds: float, in_flight: int) -> Loaded:
     arguments = (str(way.socks_port), str(target), str(seconds), str(in_flight))
-    with python_module("benchmarks.load", *arguments, stdout=subprocess.PIPE) as process:
-        text, _ = process.communicate(timeout=seconds + 2 * PATIENCE_SECONDS)
-    return Loaded(**json.loads(text))
+    pipe = subprocess.PIPE
+    with python_module("benchmarks.load", *arguments, stdout=pipe, stderr=pipe) as process:
+        return Loaded(**json.loads(output_of(process, seconds + 2 * PATIENCE_SECONDS)))
 
 
 def make_part(ways: Sequence[Way], results: Mapping[str, Sequence[Turn]]) -> Part:

@@ -95,7 +95,7 @@ def _observe(network: PrivateNetwork, ways: Sequence[Way], target: int, event: s
             if event == KILLED:
                 victims[0].kill()
             else:
-                for nickname, circuit_id, _ in (circuits[0] for circuits in used):
+                for nickname, circuit_id, _ in (circuits[0] for circuits in used if circuits):
                     controls[nickname].ask(f"CLOSECIRCUIT {circuit_id}")
             return struck_at
 

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from benchmarks.flood import PATIENCE_SECONDS, Flooded, Plan
-from benchmarks.measure import STOP_SECONDS, BenchError, python_module
+from benchmarks.measure import STOP_SECONDS, BenchError, output_of, python_module
 
 HOSTILE_CLIENTS = 100
 POLL_SECONDS = 0.02
@@ -110,11 +110,7 @@ def run_once(subject: Subject, plan: Plan) -> Flooded:
                     raise BenchError("the flooding control port ended at once")
                 time.sleep(POLL_SECONDS)
             with python_module(*arguments), subject.disturb(directory):
-                text, complaint = port.communicate(timeout=2 * PATIENCE_SECONDS + plan.seconds)
-        if port.returncode:
-            reason = complaint.decode(errors="replace").strip().rpartition("\n")[2]
-            raise BenchError(f"nothing was measured ({reason})")
-        return Flooded.from_json(text)
+                return Flooded.from_json(output_of(port, 2 * PATIENCE_SECONDS + plan.seconds))
 
 
 def _write_policy(directory: Path, policy: str) -> None:

@@ -41,6 +41,13 @@ def test_each_subject_attaches_every_stream_of_the_flood(case: Case) -> None:
     assert 0 < flooded.p50_ms <= flooded.p99_ms <= flooded.max_ms
 
 
+def test_a_hook_runs_while_the_agent_attaches_beside_it() -> None:
+    quiet, _, hook = (case.run(0.3) for case in STEADY)
+
+    # The shell that is the hook becomes the program that never ends.
+    assert hook.processes == quiet.processes + 1
+
+
 @pytest.mark.parametrize(("streams", "circuits"), [(100, 2), (300, 64)])
 def test_so_many_streams_are_held_over_so_many_circuits(streams: int, circuits: int) -> None:
     flooded = scale.run_case(streams, circuits, 0.3)
@@ -93,6 +100,7 @@ def flooded(per_second: float, closings: tuple[Closing, ...] = ()) -> Flooded:
         open=0,
         rss_mib=40.0,
         pss_mib=38.0,
+        processes=2,
         closings=closings,
     )
 
@@ -149,9 +157,11 @@ def test_the_failover_part_owns_up_to_a_circuit_that_was_not_replaced() -> None:
 
     good = failover.make_part([flooded(1000.0, (prompt,))])
     bad = failover.make_part([flooded(1000.0, (prompt, Closing(late_newer=1)))])
+    worst = failover.make_part([flooded(1000.0, (Closing(),))])
 
     assert [figure.holds for figure in good.figures] == [True, True]
     assert [figure.holds for figure in bad.figures] == [False, False]
+    assert [figure.holds for figure in worst.figures] == [True, False]
 
 
 def test_a_part_that_is_measured_anew_replaces_only_itself(tmp_path: Path) -> None:
@@ -181,6 +191,13 @@ def test_a_bar_is_as_long_as_its_median_and_says_it() -> None:
     widths = [float(bar.attrib["width"]) for bar in ET.fromstring(svg).iter(f"{SVG}rect")]  # noqa: S314
     assert widths[0] == pytest.approx(2 * widths[1])
     assert {"one & all", "100/s", "50/s", "aim"} <= set(texts(svg))
+
+
+def test_bars_without_anything_to_show_say_so() -> None:
+    svg = bars("Failed", [Bar("none", Spread.of([0.0])), Bar("unknown", Spread.of([]))], lambda _: "0")
+
+    assert {"none", "0", "unknown", "never"} <= set(texts(svg))
+    assert "nan" not in svg
 
 
 def test_a_curve_rises_with_its_values_over_a_logarithmic_axis() -> None:
