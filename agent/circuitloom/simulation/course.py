@@ -190,7 +190,8 @@ class Course:
 
     @property
     def _is_quiet(self) -> bool:
-        return self._left.arrivals == 0 and not self._tor.streams and not self._left.undecided
+        """Whether the core has heard of the end of every stream."""
+        return self._left.arrivals == 0 and not self._by_stream
 
     def _step(self) -> bool:
         """Let the next thing happen: the core's deadline, or what is on the agenda; False: there is none."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from textwrap import wrap
 
 from circuitloom.simulation.findings import CircuitFindings, Findings, WaitFindings
 from circuitloom.simulation.trial import Trial
@@ -109,7 +110,8 @@ def _how_long(waited: WaitFindings) -> str:
 
 
 def _rules(findings: Findings) -> list[str]:
-    rows: list[Row] = [("RULE", "STREAMS", "CARRIED", "TO TOR", "REJECTED", "MATCHES")]
+    shown = findings.rules[:MAX_ROWS]
+    rows: list[Row] = [("RULE", "STREAMS", "CARRIED", "TO TOR", "REJECTED")]
     rows += [
         (
             "-" if rule.number is None else str(rule.number),
@@ -117,11 +119,16 @@ def _rules(findings: Findings) -> list[str]:
             f"{rule.carried:,}",
             f"{rule.tor:,}",
             f"{rule.rejected:,}",
-            f"{rule.matches} -> {rule.does}",
         )
-        for rule in findings.rules[:MAX_ROWS]
+        for rule in shown
     ]
-    return [_cut_short(line) for line in _columns(rows)] + _more(len(findings.rules), "rules")
+    head, *counts = _columns(rows)
+    margin = len(head) + 2
+    lines = [f"{head}  MATCHES"]
+    for count, rule in zip(counts, shown, strict=True):
+        words = wrap(f"{rule.matches} -> {rule.does}", WIDTH - margin) or [""]
+        lines += [f"{count}  {words[0]}", *(f"{'':{margin}}{word}" for word in words[1:])]
+    return lines + _more(len(findings.rules), "rules")
 
 
 def _losses(trial: Trial) -> list[str]:
@@ -162,15 +169,13 @@ def _taken(taken_by: Mapping[str, int], room: int) -> str:
 
 # --- columns -----------------------------------------------------------------------------------------------
 
-_WORDS = frozenset({"CIRCUIT", "MATCHES"})
-
 
 def _columns(rows: Sequence[Row]) -> list[str]:
     """Align: words to the left, numbers to the right."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return [
         "  ".join(
-            cell.ljust(width) if heading in _WORDS else cell.rjust(width)
+            cell.ljust(width) if heading == "CIRCUIT" else cell.rjust(width)
             for heading, cell, width in zip(rows[0], row, widths, strict=True)
         ).rstrip()
         for row in rows
@@ -181,11 +186,6 @@ def _short(name: str, suffix: str = "") -> str:
     # What tells the circuits of one `count` apart is at their ends.
     half = MAX_NAME // 2
     return (name if len(name) <= MAX_NAME else f"{name[: half - 1]}~{name[-half:]}") + suffix
-
-
-def _cut_short(line: str) -> str:
-    """Within the width, and between two words."""
-    return line if len(line) <= WIDTH else f"{line[: WIDTH - 4].rpartition(' ')[0].rstrip(',')} ..."
 
 
 def _more(count: int, what: str) -> list[str]:
