@@ -214,6 +214,11 @@ def parser() -> argparse.ArgumentParser:
         description="Print every fault as FILE:LINE:COLUMN: path: message; exit 0 without faults, else 78.",
     )
     check.add_argument("policy", metavar="POLICY", help="the YAML file")
+    check.add_argument(
+        "--online",
+        action="store_true",
+        help="ask the policy's Tor as well: unknown relays, missing flags, families, ports that exits refuse",
+    )
     check.set_defaults(command="check")
 
     run = commands.add_parser(

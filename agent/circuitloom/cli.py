@@ -17,6 +17,7 @@ import io
 import json
 import logging
 import os
+import random
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -27,6 +28,7 @@ from typing import Any
 from circuitloom import logs
 from circuitloom.admin import ask, follow
 from circuitloom.arguments import parser
+from circuitloom.directory import fetch_relays
 from circuitloom.errors import (
     AdminError,
     CircuitloomError,
@@ -37,7 +39,10 @@ from circuitloom.errors import (
 )
 from circuitloom.ledger import copy_of, read_rows
 from circuitloom.model import Order
-from circuitloom.policy import check_policy, read_policy, read_source, schema_text
+from circuitloom.paths import find_online_faults
+from circuitloom.policy import Policy, check_policy, read_policy, read_source, schema_text
+from circuitloom.policy.document import parse_document
+from circuitloom.policy.source import decode
 from circuitloom.policy.types import DEFAULT_ADMIN_SOCKET, TorControl
 from circuitloom.release import give_back
 from circuitloom.rounds.listing import Reader, all_rows, export_csv, rounds_table
@@ -97,9 +102,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _check(options: argparse.Namespace) -> int:
-    _, warnings = check_policy(read_source(options.policy), name=options.policy)
+    data = read_source(options.policy)
+    policy, warnings = check_policy(data, name=options.policy)
     for warning in warnings:
         print(dataclasses.replace(warning, path=f"warning: {warning.path}"))
+    return _check_online(options.policy, data, policy) if options.online else 0
+
+
+def _check_online(name: str, data: bytes, policy: Policy) -> int:
+    """Judge a policy without faults by the relays that its Tor knows now."""
+    needs_countries = any(rules.uses_countries for rules in policy.path_rules)
+    _try_descriptors()
+    relays = asyncio.run(fetch_relays(policy.tor, countries={} if needs_countries else None))
+    # One way to select them, not the same each time.
+    uniform = random.Random().random  # noqa: S311 - nothing secret hangs on it
+    found = list(
+        find_online_faults(parse_document(decode(data, name), name), policy, relays, uniform=uniform)
+    )
+    for note in sorted(finding.fault for finding in found if finding.is_note):
+        print(dataclasses.replace(note, path=f"note: {note.path}"))
+    faults = {finding.fault for finding in found if not finding.is_note}
+    if faults:
+        raise PolicyError(sorted(faults))
     return 0
 
 
