@@ -163,6 +163,7 @@ class Circuits(Succession):
     def _enter(self, state: SlotState, line: CircuitEvent, *, now: float) -> Circuit:
         circuit = Circuit(state, 0, now, line.circuit_id, path=line.path)
         circuit.created = line.keywords.get("TIME_CREATED", "")
+        state.has_served = True
         circuit.purpose = Purpose(line.keywords["PURPOSE"].lower())
         state.has_adopted = state.slot.adopt is not None
         self._builder.by_id[line.circuit_id] = circuit

@@ -313,7 +313,7 @@ class Pool:
                     assert self._policy.balance.keys.when_exceeded is WhenExceeded.QUEUE
                 else:
                     is_queued = stream.is_queued and not owner.has_room(stream.among, stream.target)
-                    assert owner.is_cold or is_queued
+                    assert owner.is_cold or owner.is_cold_among(stream.among) or is_queued
 
     def _emit(self, action: Action) -> None:
         self._actions.append(action)

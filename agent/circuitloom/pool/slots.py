@@ -117,6 +117,7 @@ class SlotState:
         attached_total: Streams attached, over all its circuits.
         failed_total: Of these, how many failed or were detached.
         has_adopted: Whether the slot had a circuit since it is one for adopted circuits.
+        has_served: Whether it ever had one.
     """
 
     slot: Slot
@@ -130,6 +131,12 @@ class SlotState:
     attached_total: int = 0
     failed_total: int = 0
     has_adopted: bool = False
+    has_served: bool = False
+
+    @property
+    def is_cold(self) -> bool:
+        """Whether its first circuit is on its way, and nothing has failed yet."""
+        return self.circuit is None and self.is_ours_to_build and not (self.has_served or self.failures)
 
     @property
     def is_ours_to_build(self) -> bool:

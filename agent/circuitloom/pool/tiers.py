@@ -104,6 +104,14 @@ class Tiers:
             for name in names
         ) or not names.isdisjoint(self._outgoing)
 
+    def is_cold_among(self, names: frozenset[str] | None) -> bool:
+        """Whether none of these circuits was there yet and the first of one is on its way; None: not asked."""
+        return (
+            names is not None
+            and any((state := self.slots.get(name)) is not None and state.is_cold for name in names)
+            and not self.is_usable_among(names)
+        )
+
     def has_room(self, names: frozenset[str] | None, target: str = "") -> bool:
         """Whether at least one of these circuits (None: of all) may take a stream to a target now."""
         return self._chooser.has_any(names, self.refusing(target))
@@ -291,6 +299,7 @@ class Tiers:
 
     def _join(self, circuit: Circuit) -> None:
         """The circuit serves in its slot from now on."""
+        circuit.slot.has_served = True
         self._refusals.forget()
         if self._is_kept(circuit.slot) and self._counts(circuit.slot):
             self._ejector.add(circuit)
