@@ -105,7 +105,7 @@ class Tiers:
         ) or not names.isdisjoint(self._outgoing)
 
     def is_cold_among(self, names: frozenset[str] | None) -> bool:
-        """Whether none of these circuits was there yet and the first of one is on its way; None: not asked."""
+        """Whether none of these circuits (None: not asked) serves yet, and the first of one is on its way."""
         return (
             names is not None
             and any((state := self.slots.get(name)) is not None and state.is_cold for name in names)
