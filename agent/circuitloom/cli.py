@@ -193,7 +193,10 @@ def _reload(options: argparse.Namespace) -> int:
 
 
 def _explain(options: argparse.Namespace) -> int:
-    answer = ask(_admin_path(options), {"command": "explain", "stream": options.stream})
+    answer = ask(
+        _admin_path(options),
+        {"command": "explain", "stream": options.stream, "destinations": options.destinations},
+    )
     print(json.dumps(answer, indent=2) if options.json else explanation_text(answer))
     return 0
 
@@ -340,6 +343,9 @@ def _add_orders(commands: Any) -> None:  # noqa: ANN401 - argparse's class of it
     )
     explain.add_argument("stream", metavar="STREAM_ID", nargs="?", help="Tor's id of the stream")
     explain.add_argument("--json", action="store_true", help="print the whole document, for programs")
+    explain.add_argument(
+        "--destinations", action="store_true", help="show where the streams go, if the policy's log may"
+    )
     _add_socket(explain)
     explain.set_defaults(command=_explain)
     events = commands.add_parser(

@@ -18,6 +18,7 @@ from circuitloom.policy import (
     Algorithm,
     Balance,
     ColdStart,
+    Destinations,
     Eject,
     Failover,
     Health,
@@ -156,6 +157,7 @@ def test_keys_without_default_are_those_whose_description_says_how() -> None:
         (("failover", "when_none"), WhenNone),
         (("log", "level"), LogLevel),
         (("log", "format"), LogFormat),
+        (("log", "destinations"), Destinations),
         (("rounds", "schedule"), Schedule),
         (("rounds", "on_failure"), OnFailure),
     ],
@@ -247,7 +249,7 @@ failover:
   rebuild: {initial: 250ms, max: 2h, jitter: 5%%}
   retry: {attempts: 4, budget: 50%%, exhausted: close}
 health: {eject: {consecutive_failures: 6, base: 40s, max_percent: 70}}
-log: {level: debug, format: plain}
+log: {level: debug, format: plain, destinations: full}
 admin: {socket: /s}
 metrics: {textfile: /m.prom, interval: 20s, listen: "[::1]:9955", agent: one}
 rules:
@@ -284,7 +286,8 @@ rounds: {command: [/h, x], interval: 9s, first_after: 1s, rounds: 4, schedule: e
         "retry=Retry(attempts=4, budget=0.5, exhausted=<WhenExhausted.CLOSE: 'close'>), "
         "redispatch_seconds=2.5, when_contended=<WhenContended.STAND_ASIDE: 'stand-aside'>), "
         "health=Health(eject=Eject(consecutive_failures=6, base_seconds=40.0, max_percent=70)), "
-        "log=Log(level=<LogLevel.DEBUG: 'debug'>, format=<LogFormat.PLAIN: 'plain'>), "
+        "log=Log(level=<LogLevel.DEBUG: 'debug'>, format=<LogFormat.PLAIN: 'plain'>, "
+        "destinations=<Destinations.FULL: 'full'>), "
         "admin=Admin(socket='/s'), "
         f"rules={policy.rules}, "
         "rounds=Rounds(command=('/h', 'x'), interval_seconds=9.0, first_after_seconds=1.0, rounds=4, "

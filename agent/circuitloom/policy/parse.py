@@ -8,7 +8,7 @@ from typing import Any
 from circuitloom.errors import Fault, PolicyError
 from circuitloom.model import Purpose
 from circuitloom.policy.document import parse_document
-from circuitloom.policy.operating import Log, LogFormat, LogLevel, Metrics
+from circuitloom.policy.operating import Destinations, Log, LogFormat, LogLevel, Metrics
 from circuitloom.policy.schema import fill_defaults, load_schema
 from circuitloom.policy.schema_faults import find_schema_faults, to_data
 from circuitloom.policy.semantics import find_semantic_faults, find_warnings, slot_names
@@ -167,7 +167,11 @@ def _build(data: dict[str, Any], adopting: frozenset[int]) -> Policy:
             redispatch_seconds=None if redispatch is None else parse_duration(redispatch),
         ),
         health=_build_health(data["health"]),
-        log=Log(level=LogLevel(data["log"]["level"]), format=LogFormat(data["log"]["format"])),
+        log=Log(
+            level=LogLevel(data["log"]["level"]),
+            format=LogFormat(data["log"]["format"]),
+            destinations=Destinations(data["log"]["destinations"]),
+        ),
         admin=Admin(data["admin"]["socket"]),
         rules=tuple(_build_rule(rule, data["circuits"]) for rule in data["rules"]),
         rounds=_build_rounds(data["rounds"]),

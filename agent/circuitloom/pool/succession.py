@@ -8,6 +8,7 @@ Rules of this file:
 
 from __future__ import annotations
 
+from circuitloom.kinds import Kind
 from circuitloom.pool.slots import Circuit, CircuitState, SlotState
 from circuitloom.pool.tiers import Tiers
 
@@ -35,7 +36,8 @@ class Succession(Tiers):
         circuit.built_at = now
         predecessor, state.circuit, state.is_outdated = state.circuit, circuit, False
         names = ", ".join(hop.nickname or hop.fingerprint[:8] for hop in circuit.path)
-        self._say(f"circuit {circuit.label} {what}: {names}")
+        kind = Kind.CIRCUIT_ADOPTED if circuit.is_adopted else Kind.CIRCUIT_BUILT
+        self._say(f"circuit {circuit.label} {what}: {names}", kind, circuit)
         if predecessor is not None:
             # Candidates are named by their slots: one leaves before the other joins.
             predecessor.state = CircuitState.DRAINING
@@ -61,7 +63,8 @@ class Succession(Tiers):
         """Nothing is on a circuit that drains: close it if it is ours to close, or know it no longer."""
         if circuit.is_adopted:
             self._forget(circuit)
-            self._say(f"circuit {circuit.label} is let go: who built it may close it")
+            what = f"circuit {circuit.label} is let go: who built it may close it"
+            self._say(what, Kind.CIRCUIT_CLOSED, circuit)
         else:
             self._builder.close(circuit)
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable
 
 from circuitloom.health import Ejector
+from circuitloom.kinds import Kind
 from circuitloom.model import Action, Announce, CircuitId, Severity
 from circuitloom.policy.types import Policy, Role
 from circuitloom.pool.builder import Builder
@@ -165,7 +166,7 @@ class Tiers:
         for circuit in circuits:
             self._tiers_changed(circuit.slot, +1)
             self._offer(circuit)
-            self._say(f"circuit {circuit.label} takes streams again")
+            self._say(f"circuit {circuit.label} takes streams again", Kind.CIRCUIT_READMITTED, circuit)
 
     # --- what a subclass tells -----------------------------------------------------------------------------
 
@@ -264,7 +265,8 @@ class Tiers:
             circuit.is_candidate = False
             self._offer(circuit)
         for circuit in back:
-            self._say(f"circuit {circuit.label} takes streams again")
+            self._say(f"circuit {circuit.label} takes streams again", Kind.CIRCUIT_READMITTED, circuit)
 
-    def _say(self, message: str) -> None:
-        self._emit(Announce(Severity.INFO, message))
+    def _say(self, message: str, kind: Kind = Kind.OTHER, circuit: Circuit | None = None) -> None:
+        name, circuit_id = ("", "") if circuit is None else (circuit.slot.slot.name, circuit.circuit_id or "")
+        self._emit(Announce(Severity.INFO, message, kind, name, circuit_id))
