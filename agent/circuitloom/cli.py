@@ -18,7 +18,6 @@ import json
 import logging
 import os
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -37,6 +36,7 @@ from circuitloom.service import Service
 from circuitloom.session import connect_once
 from circuitloom.state import state_directory
 from circuitloom.status import explanation_text, plan_text, status_table
+from circuitloom.watching import watch
 
 EX_USAGE = 64
 EX_OSERR = 71
@@ -47,14 +47,25 @@ LOOP_DESCRIPTORS = 3
 RELEASE_SECONDS = 10.0
 """systemd waits for ExecStopPost=; a Tor that hangs must not make it wait long."""
 
-WATCH_SECONDS = 1.0
-
 _EPILOG = """\
-exit codes (sysexits.h): 0 done, 64 wrong arguments, 69 Tor or the agent does not answer,
-70 a fault of circuitloom, 71 no file descriptor is left, 73 a socket cannot be made, 77 Tor refuses us,
-78 the policy has faults.
+exit codes (sysexits.h):
+  0  done                              71  no file descriptor is left
+  64 wrong arguments                   73  a socket cannot be made
+  69 Tor or the agent does not answer  74  the ledger cannot be read
+  70 a fault of circuitloom            77  Tor, or the file system, refuses us
+                                       78  the policy has faults
 
 A first try, without touching this machine's Tor:   circuitloom demo
+"""
+
+
+_STATUS_EPILOG = """\
+columns:
+  STATE    built, building, backoff (waits to be built again), drained (by you),
+           draining (its streams finish), ejected (rests after failures), idle
+  OPEN     streams on it now; TOTAL: attached since the start; FAILED: of these
+  SHARE    its part of the streams of its key; WEIGHT: its part of the weights
+  P50 P99  what half of its streams, and all but a hundredth, took to connect
 """
 
 
@@ -210,7 +221,7 @@ def _events(options: argparse.Namespace) -> int:
 def _status(options: argparse.Namespace) -> int:
     path = _admin_path(options)
     if options.watch:
-        return _watch(path)
+        watch(lambda: _status_text(path, ask(path, {"command": "status"})))
     document = ask(path, {"command": "status"})
     print(json.dumps(document, indent=2) if options.json else _status_text(path, document))
     return 0
@@ -221,25 +232,6 @@ def _status_text(path: str, document: Mapping[str, Any]) -> str:
         return status_table(document)
     except (KeyError, TypeError):
         raise AdminError(f"{path}: what answers there is no circuitloom of this version") from None
-
-
-def _watch(path: str) -> int:
-    """Show the status anew every second until interrupted, also over a restart of the agent."""
-    try:
-        # Only a person who watches needs it.
-        from rich.live import Live  # noqa: PLC0415
-        from rich.text import Text  # noqa: PLC0415
-    except ImportError:
-        raise AdminError("status --watch needs rich; install Debian's python3-rich") from None
-    text = _status_text(path, ask(path, {"command": "status"}))
-    with Live(Text(text), screen=True, auto_refresh=False) as live:
-        while True:
-            live.update(Text(text), refresh=True)
-            time.sleep(WATCH_SECONDS)
-            try:
-                text = _status_text(path, ask(path, {"command": "status"}))
-            except AdminError as error:
-                text = str(error)
 
 
 def _rounds(options: argparse.Namespace) -> int:
@@ -397,6 +389,8 @@ def _parser() -> argparse.ArgumentParser:
         "status",
         help="show circuits, shares and streams of the running agent",
         description="Ask the running agent over its admin socket.",
+        epilog=_STATUS_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     how = status.add_mutually_exclusive_group()
     how.add_argument("--json", action="store_true", help="print the whole document, for programs")
