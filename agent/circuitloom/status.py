@@ -125,10 +125,10 @@ def status_table(document: Mapping[str, Any]) -> str:
     """What ``circuitloom status`` prints, from the document; reads well in 80 columns without colour."""
     streams = document["streams"]
     tor = document["tor"]
+    # The state stands there already.
+    reason = document["reason"].removeprefix(f"{document['state']} ")
     head = [
-        *_wrapped(
-            f"{document['state'].upper()} for {_duration(document['since_seconds'])}: {document['reason']}"
-        ),
+        *_wrapped(f"{document['state'].upper()} for {_duration(document['since_seconds'])}: {reason}"),
         f"Tor {tor['version'] or '?'} at {tor['control']}",
         "",
     ]
@@ -239,7 +239,8 @@ def _row(circuit: Mapping[str, Any]) -> tuple[str, ...]:
         _count(circuit["attached_total"]),
         _count(circuit["failed_total"]),
         f"{circuit['share']:.1%}",
-        f"{circuit['weight_share']:.1%}",
+        # The weight of a backup says nothing beside those of the active ones.
+        "backup" if circuit["role"] == "backup" else f"{circuit['weight_share']:.1%}",
         _short_time(circuit.get("connect_p50_seconds")),
         _short_time(circuit.get("connect_p99_seconds")),
     )
@@ -261,7 +262,7 @@ def _relay(name: str) -> str:
 
 
 def _wrapped(text: str) -> list[str]:
-    return textwrap.wrap(text, WIDTH, subsequent_indent="  ")
+    return textwrap.wrap(text, WIDTH, subsequent_indent="  ", break_on_hyphens=False)
 
 
 def _count(number: int) -> str:

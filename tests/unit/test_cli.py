@@ -252,7 +252,7 @@ def test_status_shows_a_table(run: Run, agent: str) -> None:
     ran = run("status", "--socket", agent)
 
     assert (ran.code, ran.err) == (0, "")
-    assert ran.out.startswith("BALANCING for 12s: balancing 0 streams over 1 of 1 circuits, round-robin\n")
+    assert ran.out.startswith("BALANCING for 12s: 0 streams over 1 of 1 circuits, round-robin\n")
 
 
 def test_status_finds_the_socket_in_a_policy_and_shows_json(run: Run, agent: str, policy: Path) -> None:

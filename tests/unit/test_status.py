@@ -178,7 +178,7 @@ def test_the_table_is_as_it_is() -> None:
         "\n"
         "CIRCUIT  STATE      AGE  OPEN  TOTAL  FAILED  SHARE  WEIGHT   P50    P99\n"
         "primary  built    2m05s    12   1500       7  75.1%   75.0%  94ms  297ms\n"
-        "standby  backoff      -     0      0       0   0.0%  100.0%     -      -\n"
+        "standby  backoff      -     0      0       0   0.0%  backup     -      -\n"
         "\n"
         "CIRCUIT  ID  ROLE    PATH (COUNTRY OF ITS EXIT)\n"
         "primary  30  active  alpha > beta > gamma (de)\n"
@@ -214,7 +214,7 @@ def test_the_table_fits_80_columns_with_names_and_counts_of_a_busy_day() -> None
 
     assert max(map(len, lines)) <= 80
     assert lines[:2] == [
-        "BALANCING for 1h02m: balancing 1024 streams over 12 of 12 circuits for 12 keys,",
+        "BALANCING for 1h02m: 1024 streams over 12 of 12 circuits for 12 keys,",
         "  weighted-round-robin",
     ]
     assert "10.0M" in lines[5]
