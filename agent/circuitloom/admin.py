@@ -4,6 +4,7 @@ Rules of this file:
 
 * It judges nothing: a command's name finds a function, and that function's dictionary is the answer.
 * A client can be slow, silent, huge or wrong; it costs one bounded buffer for a bounded time.
+* Streams come first: one request is answered in a turn of the loop, however many there are.
 * Requests: ``{"command": "status"}``. Answers: the command's object, or ``{"error": "what is wrong"}``.
 * ``events`` is answered once, and then with an object for each event; whoever does not read them is let go.
 * Whoever changes something is named in the log, by the kernel's word.
@@ -70,6 +71,7 @@ class AdminServer:
         self._listener: socket.socket | None = None
         self._accepting: asyncio.Task[None] | None = None
         self._clients: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
+        self._turn = asyncio.Lock()
 
     async def start(self) -> None:
         """Begin to answer.
@@ -162,6 +164,9 @@ class AdminServer:
                     line = await reader.readline()
                     if not line:
                         break
+                    async with self._turn:
+                        # Neither a full reader nor a writer with room ever waits.
+                        await asyncio.sleep(0)
                     writer.write(json.dumps(await self._answer(line, writer)).encode() + b"\n")
                     await writer.drain()
         except ValueError:

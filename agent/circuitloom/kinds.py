@@ -31,6 +31,8 @@ class Kind(StrEnum):
     CIRCUIT_EJECTED = "circuit-ejected"
     CIRCUIT_READMITTED = "circuit-readmitted"
     CIRCUIT_ADOPTED = "circuit-adopted"
+    PANIC = "panic"
+    PANIC_ENDED = "panic-ended"
     KEY_ENDED = "key-ended"
     STREAM_ATTACHED = "stream-attached"
     STREAM_RELEASED = "stream-released"

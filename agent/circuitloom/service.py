@@ -27,6 +27,7 @@ from circuitloom.admin import AdminServer
 from circuitloom.adopting import adopt_circuit
 from circuitloom.conductor import Conductor, ConductorEvents
 from circuitloom.countries import Countries
+from circuitloom.directory import Directory
 from circuitloom.errors import CircuitloomError, ControlUnreachable, PolicyError
 from circuitloom.kinds import Kind
 from circuitloom.link import RESERVED_OPTIONS, Link, LinkEvents
@@ -36,12 +37,14 @@ from circuitloom.model import (
     TOR_CHOOSES,
     Action,
     Announce,
+    AskWaiting,
     AttachRefused,
     AttachStream,
     BuildAccepted,
     BuildCircuit,
     BuildRefused,
     CircuitAdopted,
+    CircuitEvent,
     CircuitId,
     CircuitStatus,
     CloseCircuit,
@@ -54,6 +57,7 @@ from circuitloom.model import (
     GiveBack,
     Purpose,
     ReleaseStream,
+    StillWaiting,
     StopRequested,
     StreamEvent,
     StreamId,
@@ -61,8 +65,10 @@ from circuitloom.model import (
     TakeOverRefused,
 )
 from circuitloom.operation import CHANGING, Agent, commands
+from circuitloom.paths import Relays
 from circuitloom.policy import Policy, read_policy
 from circuitloom.pool import Pool
+from circuitloom.recording.recorder import Recorder
 from circuitloom.release import give_back
 from circuitloom.rounds.types import Served
 from circuitloom.session import connect_once, ignore_reply
@@ -71,7 +77,7 @@ from circuitloom.status import event_document, status_document, status_line
 from circuitloom.systemd import Notifier, watchdog_seconds
 from circuitloom.wire import ControlEvent, Reply
 
-STOP_SECONDS = 3.0
+STOP_SECONDS = 4.0
 """For giving back at the end; with the rest of a stop this stays below the 5 s that are promised."""
 
 _log = logging.getLogger(__name__)
@@ -84,9 +90,12 @@ class Service:
         policy_path: The policy, read again at each reload.
         policy: What it says now.
         state: Where circuits are written down for the next agent, and rounds; None: nowhere.
+        record: Where what happens is written down for a simulation; None: nowhere.
     """
 
-    def __init__(self, policy_path: str, policy: Policy, *, state: Path | None = None) -> None:
+    def __init__(
+        self, policy_path: str, policy: Policy, *, state: Path | None = None, record: Path | None = None
+    ) -> None:
         self._policy_path = policy_path
         self._policy = policy
         self._loop = asyncio.get_running_loop()
@@ -94,6 +103,8 @@ class Service:
         self._random = random.Random()  # noqa: S311
         self._pool = Pool(policy, uniform=self._random.random, now=self._loop.time())
         self._state = StateFile(state)
+        self._record = record
+        self._recorder: Recorder | None = None
         self._is_state_loaded = False
         self._claims = self._pool.claims
         self._stop = asyncio.Event()
@@ -106,6 +117,8 @@ class Service:
         self._counted = 0
         self._exporter = Exporter(self._read_numbers)
         self._countries = Countries(self._send)
+        self._directory = Directory(policy.tor, ask=self._send, take=self._renew_relays)
+        self._directory.apply(policy)
         self._link = Link(
             policy.tor,
             LinkEvents(
@@ -113,6 +126,7 @@ class Service:
                 event=self._on_event,
                 turn=self._on_read,
                 lost=self._on_lost,
+                directory=self._directory.handle_news,
                 reserved=self._handle,
                 pulse=self._notifier.watchdog,
                 news=self._tell_status,
@@ -147,6 +161,7 @@ class Service:
         self._carry_out: dict[type[Any], Callable[[Any], None]] = {
             TakeOver: self._take_over,
             GiveBack: self._give_back,
+            AskWaiting: self._ask_waiting,
             AttachStream: self._attach,
             ReleaseStream: self._release,
             CloseStream: self._close_stream,
@@ -162,14 +177,17 @@ class Service:
             The exit code: 0, or 70 after a fault of our own.
 
         Raises:
-            CannotCreate: The admin socket cannot be made.
+            CannotCreate: The admin socket, or the recording, cannot be made.
         """
         self._loop.set_exception_handler(self._on_fault)
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, self._stop.set)
         self._loop.add_signal_handler(signal.SIGHUP, self._reload)
+        if self._record is not None:
+            self._recorder = Recorder(self._record)
         await self._admin.start()
         self._link.start_guard()
+        self._link.count_bytes(is_wanted=self._policy.rotation.max_bytes is not None)
         self._conductor.apply(self._policy)
         self._exporter.apply(self._policy.metrics)
         connecting = self._loop.create_task(self._link.stay_connected())
@@ -177,6 +195,7 @@ class Service:
             connecting,
             self._loop.create_task(self._link.keep_pulse()),
             self._loop.create_task(self._link.keep_beat()),
+            self._loop.create_task(self._directory.keep_current()),
         )
         for task in tasks:
             task.add_done_callback(self._on_task_done)
@@ -203,6 +222,8 @@ class Service:
             self._link.close(is_given_back=is_given_back)
             await self._exporter.close()
             await self._admin.close()
+            if self._recorder is not None:
+                self._recorder.close()
         _log.info("stopped", extra=logs.about(Kind.STOPPED))
         return 70 if self._failure else 0
 
@@ -215,21 +236,24 @@ class Service:
         self._counts.connections += 1
         self._countries.forget()
         self._handle(event)
+        self._directory.handle_connected()
 
     def _on_event(self, event: ControlEvent) -> None:
         actions = self._pool.handle(event, now=self._loop.time())
+        if self._recorder is not None:
+            self._recorder.take(event, actions)
         for action in actions:
             self._carry_out[type(action)](action)
-        if self._pool.claims != self._claims:
-            # Before Tor hears of it: an agent that takes over after a kill must not give them to another key.
-            self._save_state()
         if not isinstance(event, StreamEvent):
             self._tell_status()
             self._conductor.look()
+            if isinstance(event, CircuitEvent) and event.status is CircuitStatus.FAILED:
+                self._directory.ask_guards()
             if isinstance(event, ConfChanged) and not event.values.keys().isdisjoint(RESERVED_OPTIONS):
                 self._link.ask_reserved()
 
     def _on_lost(self) -> None:
+        self._directory.handle_disconnected()
         if not self._stop.is_set():
             self._handle(Disconnected())
 
@@ -245,7 +269,10 @@ class Service:
         self._on_turn()
 
     def _on_turn(self) -> None:
-        """All that one read brought is handled: arm the timer once for all of it."""
+        """All that one read brought is handled: write down and arm the timer once for all of it."""
+        if self._pool.claims != self._claims:
+            # Before Tor hears of it: an agent that takes over after a kill must not give them to another key.
+            self._save_state()
         deadline = self._pool.next_deadline()
         if self._timer is not None:
             if self._timer.when() == deadline and not self._timer.cancelled():
@@ -260,7 +287,10 @@ class Service:
         self._handle(DeadlinePassed())
 
     def _handle(self, event: Event) -> None:
-        self._perform(self._pool.handle(event, now=self._loop.time()))
+        actions = self._pool.handle(event, now=self._loop.time())
+        if self._recorder is not None:
+            self._recorder.take(event, actions)
+        self._perform(actions)
         if isinstance(event, Connected | Disconnected):
             self._conductor.look()
 
@@ -271,6 +301,9 @@ class Service:
         self._counted = self._pool.attached_total
         self._on_turn()
         self._tell_status()
+
+    def _renew_relays(self, relays: Relays) -> None:
+        self._perform(self._pool.renew_relays(relays, now=self._loop.time()))
 
     # --- what the pool asks for ----------------------------------------------------------------------------
 
@@ -294,6 +327,13 @@ class Service:
 
         self._counts.give_backs += 1
         self._send(wire.command("RESETCONF", LEAVE_UNATTACHED), check)
+
+    def _ask_waiting(self, _action: AskWaiting) -> None:
+        def take(reply: Reply) -> None:
+            if reply.is_ok:
+                self._handle(StillWaiting(frozenset(wire.waiting_streams(reply))))
+
+        self._send(wire.command("GETINFO", "stream-status"), take)
 
     def _attach(self, action: AttachStream) -> None:
         stream_id, circuit_id, name = action
@@ -462,10 +502,12 @@ class Service:
         self._policy = dataclasses.replace(policy, tor=old.tor, admin=old.admin)
         logs.configure(policy.log)
         self._perform(self._pool.replace_policy(self._policy, now=self._loop.time()))
+        self._link.count_bytes(is_wanted=policy.rotation.max_bytes is not None)
         self._conductor.apply(self._policy)
         self._exporter.apply(self._policy.metrics)
         self._counts.reloads_applied += 1
         self._counts.is_policy_current = True
+        self._directory.apply(self._policy)
         about = logs.about(Kind.RELOADED)
         _log.info("reloaded %s: %d circuits", self._policy_path, len(policy.slots), extra=about)
 

@@ -7,7 +7,8 @@ Rules of this file:
 * No key is begun that would take all keys together above ``max_circuits``.
 * A new identity (NEWNYM) is a new key for all streams to come: fresh circuits are built at once, and the
   old ones end with their streams.
-* Without isolation there is one key for all.
+* Without isolation there is one key for all; a new identity renews its circuits, each when its successor is
+  there: of an adopted one that is the next to be adopted.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from circuitloom.pool.builder import Builder
 from circuitloom.pool.circuits import Circuits, cost_of
 from circuitloom.pool.isolation import ONE_FOR_ALL, IsolationKey
 from circuitloom.pool.records import digest_of, fits, is_left, is_same, key_left, record
+from circuitloom.pool.rotation import Rotation
 from circuitloom.pool.slots import SlotState
 
 
@@ -39,6 +41,7 @@ class Keys:
     Args:
         policy: What to keep.
         builder: Asks Tor for circuits.
+        rotation: Looks after their age and use.
         emit: Takes each action, in order.
 
     Attributes:
@@ -46,9 +49,12 @@ class Keys:
         claims: How often a key got circuits, or used one first; with each, ``records`` has changed.
     """
 
-    def __init__(self, policy: Policy, *, builder: Builder, emit: Callable[[Action], None]) -> None:
+    def __init__(
+        self, policy: Policy, *, builder: Builder, rotation: Rotation, emit: Callable[[Action], None]
+    ) -> None:
         self._policy = policy
         self._builder = builder
+        self._rotation = rotation
         self._emit = emit
         self._by_key: dict[IsolationKey, Circuits] = {}
         self._unclaimed: Circuits | None = None
@@ -235,6 +241,11 @@ class Keys:
                 self._retire(circuits)
         self._replenish()
 
+    def renew_relays(self) -> None:
+        """Another snapshot of the consensus is there."""
+        for circuits in self.all:
+            circuits.renew_relays()
+
     def drain(self, name: str) -> None:
         """Circuits of this name take no new streams, of any key."""
         self._drained.add(name)
@@ -307,6 +318,7 @@ class Keys:
             number=self._numbers,
             drained=self._drained,
             builder=self._builder,
+            rotation=self._rotation,
             emit=self._emit,
         )
         self._numbers += 1

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from circuitloom.balancing import ConnectTime
 from circuitloom.model import CircuitId, Hop, Purpose
+from circuitloom.paths import PortPolicy
 from circuitloom.policy.types import Slot
 from circuitloom.pool.isolation import IsolationKey
 from circuitloom.pool.tally import CircuitTally, Histogram
@@ -25,6 +26,27 @@ class CircuitState(StrEnum):
     CLOSED = "closed"
 
 
+@dataclass(slots=True)
+class Wear:
+    """How much a circuit has served; ``Rotation`` keeps it.
+
+    Attributes:
+        lot: Drawn for it, in [0, 1): by how much it is replaced before others; None: not yet.
+        used_since: When its first stream came (seconds of the pool's clock).
+        streams_total: Streams that we attached to it.
+        bytes_total: What it has carried, as far as Tor told it.
+        is_spent: Whether that is enough.
+        drains_since: Since when it takes no more streams (seconds of the pool's clock).
+    """
+
+    lot: float | None = None
+    used_since: float | None = None
+    streams_total: int = 0
+    bytes_total: int = 0
+    is_spent: bool = False
+    drains_since: float | None = None
+
+
 @dataclass(slots=True, eq=False)
 class Circuit:
     """One circuit that we asked Tor for, or that another controller built for us.
@@ -35,7 +57,7 @@ class Circuit:
         deadline: While LAUNCHED, when the build is given up (seconds of the pool's clock).
         circuit_id: Tor's id; None until EXTENDCIRCUIT is answered.
         state: Where it is in its life.
-        path: Its relays, once Tor told them.
+        path: Its relays, once Tor told them, or as they were selected.
         created: Tor's TIME_CREATED; with id and path it tells this circuit from a later one with the same id.
         built_at: When it was BUILT (seconds of the pool's clock).
         streams: How many streams are on it, whoever attached them.
@@ -46,6 +68,8 @@ class Circuit:
         purpose: What Tor says that it is.
         failed_targets: Destinations that failed on it since one was connected; kept by ``Blame``.
         is_adopted: Whether another controller built it; then that one closes it, and we never do.
+        wear: How much it has served.
+        exit_ports: Which ports its exit accepts; None: not known.
     """
 
     slot: SlotState
@@ -64,6 +88,12 @@ class Circuit:
     purpose: Purpose = Purpose.GENERAL
     failed_targets: set[str] = field(default_factory=set, repr=False)
     is_adopted: bool = False
+    wear: Wear = field(default_factory=Wear)
+    exit_ports: PortPolicy | None = None
+
+    def refuses(self, port: int) -> bool:
+        """Whether its exit is known to refuse a port."""
+        return self.exit_ports is not None and not self.exit_ports.accepts(port)
 
     @property
     def label(self) -> str:

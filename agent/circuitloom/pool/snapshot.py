@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
+from circuitloom.policy.health import PanicAction
 from circuitloom.pool.circuits import Circuits
 from circuitloom.pool.keys import Keys
 from circuitloom.pool.slots import Circuit, CircuitState, SlotState
 from circuitloom.pool.tally import Histogram
+from circuitloom.pool.tiers import PANIC_WORDS
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +62,7 @@ class PoolSnapshot:
 
     Attributes:
         streams_queued: Those of the waiting that wait for room.
-        notice: Tells of another controller.
+        notice: Tells of another controller, or of a panic.
     """
 
     state: str
@@ -75,6 +77,15 @@ class PoolSnapshot:
     failed_total: int
     notice: str = ""
     streams_queued: int = 0
+
+
+def panic_notice(keys: Keys) -> str:
+    """What the status says while some key has too few healthy circuits; else nothing."""
+    panics = [circuits.panic for circuits in keys if circuits.panic is not None]
+    if not panics:
+        return ""
+    whose = "1 key has" if len(panics) == 1 else f"{len(panics)} keys have"
+    return f"{whose} too few healthy circuits, {PANIC_WORDS[panics[0]]}"
 
 
 def snapshot_circuits(keys: Keys, *, now: float) -> tuple[CircuitSnapshot, ...]:
@@ -128,8 +139,9 @@ def _snapshot_key(circuits: Circuits, now: float) -> list[CircuitSnapshot]:
 
 
 def _weight(state: SlotState) -> int:
-    """What counts of its weight: nothing while it is drained or ejected."""
-    is_out = state.slot.name in state.owner.drained or _word(state) == "ejected"
+    """What counts of its weight: nothing while it is drained, or ejected and there is no panic."""
+    is_ejected = _word(state) == "ejected" and state.owner.panic is not PanicAction.ALL
+    is_out = state.slot.name in state.owner.drained or is_ejected
     return 0 if is_out else state.slot.weight
 
 

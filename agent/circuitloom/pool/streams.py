@@ -47,6 +47,7 @@ class Stream:
         owner: The circuits of its key, once it needed them.
         rule: The policy's rule for it, if any.
         is_queued: Whether it waits for room on a circuit.
+        queue_port: While it does, the port that circuits may refuse; 0: none does.
         sticky: What it sticks by, if the policy asks for that.
         held_at: When it came to wait for us last (seconds of the pool's clock).
         attached_at: When we attached it last (seconds of the pool's clock).
@@ -68,6 +69,7 @@ class Stream:
     owner: Circuits | None = None
     rule: Rule | None = field(default=None, repr=False)
     is_queued: bool = False
+    queue_port: int = 0
     sticky: str | None = field(default=None, repr=False)
     held_at: float = 0.0
     attached_at: float = 0.0

@@ -25,6 +25,7 @@ from circuitloom.pool.isolation import ONE_FOR_ALL, UNKNOWN_KEY, IsolationKey
 from circuitloom.pool.keys import Keys
 from circuitloom.pool.queues import Queues
 from circuitloom.pool.retries import Unanswered
+from circuitloom.pool.rotation import Rotation
 from circuitloom.pool.slots import Circuit, CircuitState
 from circuitloom.pool.streams import Stream, StreamState
 from circuitloom.pool.waiting import Waiting
@@ -37,6 +38,7 @@ class StreamTable:
         policy: What to do.
         keys: Circuits by key.
         builder: Circuits by id.
+        rotation: Looks after their age and use.
         emit: Takes each action, in order.
 
     Attributes:
@@ -53,11 +55,18 @@ class StreamTable:
     """
 
     def __init__(
-        self, policy: Policy, *, keys: Keys, builder: Builder, emit: Callable[[Action], None]
+        self,
+        policy: Policy,
+        *,
+        keys: Keys,
+        builder: Builder,
+        rotation: Rotation,
+        emit: Callable[[Action], None],
     ) -> None:
         self.policy = policy
         self._keys = keys
         self._builder = builder
+        self._rotation = rotation
         self._emit = emit
         self._tally = builder.tally
         self._unanswered = Unanswered()
@@ -133,6 +142,8 @@ class StreamTable:
             self._keys.claims += 1
         state.owner.add_stream(circuit)
         self._emit(AttachStream(stream.stream_id, circuit.circuit_id or TOR_CHOOSES, state.slot.name))
+        self._rotation.use(circuit)
+        self._rotation.count_stream(circuit)
 
     def _wait(self, stream: Stream) -> None:
         """Hold the stream until what it needs is there, within bounds."""
@@ -166,6 +177,7 @@ class StreamTable:
         if circuit is not None:
             stream.circuit = circuit
             circuit.slot.owner.add_stream(circuit)
+            self._rotation.use(circuit)
             if self.policy.balance.isolation is Isolation.TOR and (is_news or circuit.key is None):
                 # What was there before us Tor judged by the streams that were there, so it has their key.
                 circuit.slot.owner.mark(circuit, stream.key or UNKNOWN_KEY)
