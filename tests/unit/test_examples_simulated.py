@@ -226,6 +226,16 @@ def test_rules_whoever_finds_its_circuits_full_waits_20_seconds_and_then_fails()
     assert {circuit.name: circuit.most_streams for circuit in findings.circuits}["bulk"] == 400
 
 
+def test_measurement_leaves_by_the_country_that_is_asked_for_or_not_at_all() -> None:
+    fates = record("measurement", Load(600, users=5)).fates
+    names = {number: {fate.name for fate in fates if fate.rule == number} for number in (1, 2, 3)}
+
+    assert names == {1: {"de-1", "de-2"}, 2: {"nl-1", "nl-2"}, 3: {"elsewhere"}}
+    lost = record("measurement", Load(600, users=5), (Loss(30.0, "elsewhere", 20.0),)).fates
+    assert {fate.outcome for fate in lost if fate.rule == 3} == {Outcome.CARRIED, Outcome.REJECTED}
+    assert not any(fate.outcome is Outcome.TOR for fate in lost)
+
+
 def test_pinned_paths_are_helped_out_by_a_circuit_of_tor_s_choice() -> None:
     (loss,) = trial("pinned-paths", lose=["north"]).losses
 
