@@ -13,6 +13,7 @@ from circuitloom.model import (
     LEAVE_UNATTACHED,
     Action,
     Announce,
+    AskWaiting,
     AttachRefused,
     AttachStream,
     BuildAccepted,
@@ -33,6 +34,8 @@ from circuitloom.model import (
     TakeOverRefused,
 )
 from circuitloom.paths import Relays
+from circuitloom.policy.health import Panic
+from circuitloom.policy.rotation import Rotation
 from circuitloom.policy.types import (
     Algorithm,
     Balance,
@@ -56,6 +59,8 @@ from circuitloom.wire import ControlCodec, DirectoryNews, Reply, TorWarning
 
 TAKE_OVER = "SETCONF __LeaveStreamsUnattached=1"
 GIVE_BACK = "RESETCONF __LeaveStreamsUnattached"
+ASK_WAITING = "GETINFO stream-status"
+WITHOUT_ARGUMENTS = {TakeOver: TAKE_OVER, GiveBack: GIVE_BACK, AskWaiting: ASK_WAITING}
 PATH = f"${'A' * 40}~alpha,${'B' * 40}~beta,${'C' * 40}~gamma"
 FIRST_CIRCUIT = 30
 
@@ -75,6 +80,8 @@ def policy_of(
     queue: Queue | None = None,
     rules: tuple[Rule, ...] = (),
     eject: Eject | None = None,
+    rotation: Rotation | None = None,
+    panic: Panic | None = None,
 ) -> Policy:
     """A policy; a slot with nothing but a name may be given as that."""
     return Policy(
@@ -84,7 +91,8 @@ def policy_of(
         ),
         failover=Failover(when_none, min_active, rebuild or Rebuild(), retry or Retry(), redispatch_seconds),
         rules=rules,
-        health=Health(eject),
+        health=Health(eject, panic),
+        rotation=rotation or Rotation(),
     )
 
 
@@ -154,6 +162,7 @@ class Driver:
         reserved: str = "250 MapAddress",
         records: tuple[RecordedCircuit, ...] = (),
         secret: bytes | None = None,
+        max_dirtiness_seconds: float | None = None,
     ) -> list[str]:
         """The connection is up; GETINFO circuit-status and stream-status, and GETCONF, answer this."""
         self._builds.clear()
@@ -165,6 +174,7 @@ class Driver:
                 reserved=wire.parse_reserved(self._reply(reserved)),
                 records=records,
                 secret=secret,
+                max_dirtiness_seconds=max_dirtiness_seconds,
             )
         )
 
@@ -332,10 +342,8 @@ def conf_changed(value: str | None) -> str:
 
 def _command(action: Action) -> str:
     match action:
-        case TakeOver():
-            text = TAKE_OVER
-        case GiveBack():
-            text = GIVE_BACK
+        case TakeOver() | GiveBack() | AskWaiting():
+            text = WITHOUT_ARGUMENTS[type(action)]
         case AttachStream(stream_id, circuit_id, name):
             text = f"ATTACHSTREAM {stream_id} {circuit_id}; {name}"
         case ReleaseStream(stream_id, why):

@@ -9,8 +9,11 @@ from typing import Any
 from circuitloom.errors import Fault, PolicyError
 from circuitloom.model import Purpose
 from circuitloom.policy.document import parse_document
+from circuitloom.policy.health import Panic, PanicAction
+from circuitloom.policy.operating import Log, LogFormat, LogLevel, Metrics
 from circuitloom.policy.path_rules import build_diversity, build_path, with_ports_of_rules
 from circuitloom.policy.path_types import PathRules
+from circuitloom.policy.rotation import Rotation
 from circuitloom.policy.schema import fill_defaults, load_schema
 from circuitloom.policy.schema_faults import find_schema_faults, to_data
 from circuitloom.policy.semantics import find_semantic_faults, find_warnings, slot_names
@@ -26,9 +29,6 @@ from circuitloom.policy.types import (
     Health,
     Isolation,
     Keys,
-    Log,
-    LogFormat,
-    LogLevel,
     Match,
     OnFailure,
     Overflow,
@@ -53,9 +53,11 @@ from circuitloom.policy.types import (
 from circuitloom.policy.values import (
     parse_control,
     parse_duration,
+    parse_listen,
     parse_network,
     parse_percentage,
     parse_ports,
+    parse_size,
 )
 
 __all__ = ["check_policy", "parse_policy", "read_policy"]
@@ -85,9 +87,9 @@ def check_policy(data: bytes, *, name: str) -> tuple[Policy, tuple[Fault, ...]]:
     written = to_data(document.root)
     adopting = [index for index, entry in enumerate(written["circuits"]) if "adopt" in entry]
     filled = fill_defaults(written, load_schema())
-    if "eject" not in written.get("health", {}):
-        # Nobody is ejected by default: the section's other keys are only the schema's defaults.
-        del filled["health"]["eject"]
+    for key in {"eject", "panic"}.difference(written.get("health", {})):
+        # Off by default: the section's keys are then only the schema's defaults.
+        del filled["health"][key]
     policy = _build(filled, frozenset(adopting))
     return policy, tuple(sorted(find_warnings(document, policy)))
 
@@ -179,10 +181,12 @@ def _build(data: dict[str, Any], adopting: frozenset[int]) -> Policy:
             redispatch_seconds=None if redispatch is None else parse_duration(redispatch),
         ),
         health=_build_health(data["health"]),
+        rotation=_build_rotation(data["rotation"]),
         log=Log(level=LogLevel(data["log"]["level"]), format=LogFormat(data["log"]["format"])),
         admin=Admin(data["admin"]["socket"]),
         rules=rules,
         rounds=_build_rounds(data["rounds"]),
+        metrics=_build_metrics(data["metrics"]),
         diversity=diversity,
     )
 
@@ -205,10 +209,34 @@ def _build_rule(rule: dict[str, Any], names: dict[str, Sequence[str]]) -> Rule:
 
 
 def _build_health(data: dict[str, Any]) -> Health:
-    eject = data.get("eject")
-    if eject is None:
-        return Health()
-    return Health(Eject(eject["consecutive_failures"], parse_duration(eject["base"]), eject["max_percent"]))
+    eject, panic = data.get("eject"), data.get("panic")
+    return Health(
+        eject=eject
+        and Eject(eject["consecutive_failures"], parse_duration(eject["base"]), eject["max_percent"]),
+        panic=panic and Panic(parse_percentage(panic["threshold"]), PanicAction(panic["action"])),
+    )
+
+
+def _build_rotation(data: dict[str, Any]) -> Rotation:
+    max_age, max_bytes, drain = (data.get(key) for key in ("max_age", "max_bytes", "drain"))
+    return Rotation(
+        max_age_seconds=max_age and parse_duration(max_age),
+        max_streams_total=data.get("max_streams_total"),
+        max_bytes=max_bytes and parse_size(max_bytes),
+        drain_seconds=drain and parse_duration(drain),
+        jitter=parse_percentage(data["jitter"]),
+    )
+
+
+def _build_metrics(data: dict[str, Any]) -> Metrics:
+    listen = data.get("listen")
+    address = None if listen is None else parse_listen(listen)
+    return Metrics(
+        textfile=data.get("textfile"),
+        interval_seconds=parse_duration(data["interval"]),
+        listen=None if address is None else (address.host, address.port),
+        agent=data.get("agent"),
+    )
 
 
 def _build_rounds(data: dict[str, Any]) -> Rounds | None:

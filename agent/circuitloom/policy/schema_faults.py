@@ -32,7 +32,7 @@ _SURE_RATIO = 0.85
 _ODD_NUMBER = re.compile(r"[-+]?(0[0-9_]+|0[box][0-9A-Fa-f_]+|[0-9]+(_[0-9]+)+|[0-9]+(:[0-9]+)+)")
 
 # The text of these is judged where it is parsed, which can say which part of it is wrong.
-_EXPLAINED_BY_PARSER: frozenset[Path] = frozenset([("tor", "control")])
+_EXPLAINED_BY_PARSER: frozenset[Path] = frozenset([("tor", "control"), ("metrics", "listen")])
 
 
 # 30 seconds, 1 min, 2 hours without their space.

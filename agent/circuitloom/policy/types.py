@@ -13,7 +13,10 @@ from enum import StrEnum
 from ipaddress import IPv4Network, IPv6Network
 
 from circuitloom.model import Purpose
+from circuitloom.policy.health import Panic
+from circuitloom.policy.operating import Log, Metrics
 from circuitloom.policy.path_types import Diversity, PathRules
+from circuitloom.policy.rotation import Rotation
 
 DEFAULT_CONTROL_PATH = "/run/tor/control"
 DEFAULT_ADMIN_SOCKET = "/run/circuitloom/admin.sock"
@@ -125,23 +128,6 @@ class OnFailure(StrEnum):
     NEXT_CIRCUIT = "next-circuit"
     SKIP = "skip"
     DRAIN = "drain"
-
-
-class LogLevel(StrEnum):
-    """The least severe lines that are written."""
-
-    DEBUG = "debug"
-    INFO = "info"
-    WARNING = "warning"
-    ERROR = "error"
-
-
-class LogFormat(StrEnum):
-    """``journal`` prefixes each line with ``<priority>``; ``auto`` does so under systemd only."""
-
-    AUTO = "auto"
-    JOURNAL = "journal"
-    PLAIN = "plain"
 
 
 @dataclass(frozen=True, slots=True)
@@ -365,17 +351,15 @@ class Eject:
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """What happens to circuits that fail; ``eject`` None: nothing but blame and replacement."""
+    """What happens to circuits that do badly; what is None does not.
+
+    Attributes:
+        eject: When one takes no streams for a while.
+        panic: What happens when that leaves too few.
+    """
 
     eject: Eject | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Log:
-    """What is logged, and how."""
-
-    level: LogLevel = LogLevel.INFO
-    format: LogFormat = LogFormat.AUTO
+    panic: Panic | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -421,10 +405,12 @@ class Policy:
     balance: Balance = field(default_factory=Balance)
     failover: Failover = field(default_factory=Failover)
     health: Health = field(default_factory=Health)
+    rotation: Rotation = field(default_factory=Rotation)
     log: Log = field(default_factory=Log)
     admin: Admin = field(default_factory=Admin)
     rules: tuple[Rule, ...] = ()
     rounds: Rounds | None = None
+    metrics: Metrics = field(default_factory=Metrics)
     diversity: Diversity = field(default_factory=Diversity)
 
     @property

@@ -30,6 +30,7 @@ from circuitloom.policy.path_types import PathRules
 from circuitloom.policy.types import Rebuild
 from circuitloom.pool.planner import Planner
 from circuitloom.pool.slots import Circuit, CircuitState, SlotState
+from circuitloom.pool.tally import Tally
 
 MAX_PARALLEL_BUILDS = 16
 """Enough to fill 1,000 slots in seconds, few enough that a guard does not take us for a CREATE flood."""
@@ -51,6 +52,7 @@ class Builder:
         uniform: As given.
         planner: As given.
         by_id: Circuits of ours that Tor has given an id.
+        tally: What has happened so far.
     """
 
     def __init__(
@@ -66,6 +68,7 @@ class Builder:
         self.planner = planner
         self._emit = emit
         self.by_id: dict[CircuitId, Circuit] = {}
+        self.tally = Tally()
         self._builds: dict[int, Circuit] = {}
         self._build_number = 0
         self._wanted: dict[SlotState, None] = {}
@@ -211,8 +214,10 @@ class Builder:
 
     # --- one circuit ---------------------------------------------------------------------------------------
 
-    def finish(self, circuit: Circuit) -> None:
+    def finish(self, circuit: Circuit, *, now: float) -> None:
         """The circuit is BUILT."""
+        circuit.slot.tally.built += 1
+        self.tally.builds.observe(now - (circuit.deadline - BUILD_TIMEOUT_SECONDS))
         circuit.slot.building = None
         self._under_way -= 1
         for state in [state for state in self._backing_off if not isinstance(state.slot.path, tuple)]:
@@ -220,6 +225,7 @@ class Builder:
 
     def fail(self, circuit: Circuit, reason: str, now: float) -> None:
         """The circuit under way will not be BUILT."""
+        circuit.slot.tally.build_failures += 1
         self.forget(circuit)
         self.back_off(circuit.slot, f"circuit {circuit.label} could not be built ({reason})", now)
 

@@ -23,6 +23,7 @@ from circuitloom.model import (
     BuildAccepted,
     BuildRefused,
     CircuitAdopted,
+    CircuitBandwidth,
     CircuitEvent,
     CircuitId,
     CircuitOrdered,
@@ -37,6 +38,7 @@ from circuitloom.model import (
     Reserved,
     Severity,
     SignalReceived,
+    StillWaiting,
     StopRequested,
     StreamEvent,
     StreamId,
@@ -54,8 +56,10 @@ from circuitloom.pool.decisions import Decisions, Explanation, candidates
 from circuitloom.pool.keys import Keys
 from circuitloom.pool.orders import carry_out
 from circuitloom.pool.planner import Planner
+from circuitloom.pool.rotation import Rotation
 from circuitloom.pool.slots import Circuit, SlotState
-from circuitloom.pool.snapshot import PoolSnapshot, snapshot_circuits
+from circuitloom.pool.snapshot import PoolSnapshot, count_guards, panic_notice, snapshot_circuits
+from circuitloom.pool.tally import Tally
 
 TAKE_OVER_RETRY_SECONDS = 10.0
 """Tor refuses SETCONF of this option only in a state that does not pass in a moment."""
@@ -89,9 +93,15 @@ class Pool:
         self._builder = Builder(
             policy.failover.rebuild, uniform=uniform, planner=self._planner, emit=self._emit
         )
-        self._keys = Keys(policy, builder=self._builder, emit=self._emit)
+        self._rotation = Rotation(policy.rotation, uniform=uniform)
+        self._keys = Keys(policy, builder=self._builder, rotation=self._rotation, emit=self._emit)
         self._attacher = Attacher(
-            policy, keys=self._keys, builder=self._builder, emit=self._emit, on_foreign=self._on_foreign
+            policy,
+            keys=self._keys,
+            builder=self._builder,
+            rotation=self._rotation,
+            emit=self._emit,
+            on_foreign=self._on_foreign,
         )
         self._contention = Contention()
         self._on_stream = self._attacher.on_stream
@@ -101,9 +111,11 @@ class Pool:
         self._take_over_at: float | None = None
         self._dispatch: dict[type[Any], Callable[[Any, float], None]] = {
             CircuitEvent: self._on_circuit,
+            CircuitBandwidth: self._on_bandwidth,
             ConfChanged: self._on_conf_changed,
             SignalReceived: self._on_signal,
             NetworkReady: self._on_network_ready,
+            StillWaiting: self._on_still_waiting,
             Connected: self._on_connected,
             Disconnected: self._on_disconnected,
             BuildAccepted: self._on_build_accepted,
@@ -131,7 +143,7 @@ class Pool:
         """
         actions: list[Action] = []
         self._actions = actions
-        self._attacher.now = now
+        self._attacher.now = self._rotation.now = now
         if isinstance(event, StreamEvent):
             self._on_stream[event.status](event)
             if self._attacher.freed:
@@ -177,9 +189,10 @@ class Pool:
         self._actions = actions
         self._policy = policy
         self._attacher.replace_policy(policy)
-        self._attacher.now = now
+        self._attacher.now = self._rotation.now = now
         self._planner.diversity = policy.diversity
         self._keys.replace_policy(policy)
+        self._rotation.replace_rule(policy.rotation, self._builder.by_id.values())
         self._contention.begin_anew()
         if self._take_over_at == FOR_EVER:
             self._take_over_at = None
@@ -213,6 +226,7 @@ class Pool:
         """Replace a circuit, make before break; nothing happens if it is not ours any more."""
         actions: list[Action] = []
         self._actions = actions
+        self._attacher.now = self._rotation.now = now
         circuit = self._builder.by_id.get(circuit_id)
         if circuit is not None:
             circuit.slot.owner.condemn(circuit, now=now)
@@ -242,8 +256,23 @@ class Pool:
             attached_total=self._attacher.attached_total,
             released_total=self._attacher.released_total,
             failed_total=self._attacher.failed_total,
-            notice=self._contention.notice,
+            notice=self._contention.notice or panic_notice(self._keys),
+            streams_queued=self._attacher.queued,
         )
+
+    def guards(self) -> tuple[int, ...]:
+        """How many built circuits begin at each first relay, the most first."""
+        return count_guards(self._keys)
+
+    @property
+    def tally(self) -> Tally:
+        """What has happened so far; only to be read."""
+        return self._builder.tally
+
+    @property
+    def attached_total(self) -> int:
+        """Attachments so far."""
+        return self._attacher.attached_total
 
     @property
     def claims(self) -> int:
@@ -268,6 +297,7 @@ class Pool:
         self._builder.check_invariants(
             [state for circuits in self._keys.all for state in circuits.slots.values()]
         )
+        self._rotation.check_invariants(self._builder.by_id.values())
         assert self._attacher.is_in_charge == self.is_in_charge
         waiting = self._attacher.waiting
         if self._attachment in {Attachment.RELEASED, Attachment.STOPPING}:
@@ -297,6 +327,11 @@ class Pool:
             circuit.slot.owner.handle_event(circuit, event, now=now)
             self._keys.sweep()
 
+    def _on_bandwidth(self, event: CircuitBandwidth, _now: float) -> None:
+        circuit = self._builder.by_id.get(event.circuit_id)
+        if circuit is not None:
+            self._rotation.count_bytes(circuit, event.read_bytes + event.written_bytes)
+
     def _on_build_accepted(self, event: BuildAccepted, _now: float) -> None:
         self._builder.handle_accepted(event)
 
@@ -305,6 +340,10 @@ class Pool:
 
     def _on_network_ready(self, _event: NetworkReady, _now: float) -> None:
         self._builder.handle_network_ready()
+        self._attacher.doubt_anew()
+
+    def _on_still_waiting(self, event: StillWaiting, _now: float) -> None:
+        self._attacher.handle_still_waiting(event)
 
     def _on_attach_refused(self, event: AttachRefused, _now: float) -> None:
         self._attacher.handle_refused(event)
@@ -352,6 +391,7 @@ class Pool:
         self._attacher.release_waiting(why)
 
     def _on_conf_changed(self, event: ConfChanged, now: float) -> None:
+        self._rotation.handle_conf_changed(event.values, self._builder.by_id.values())
         if not self.is_in_charge or event.values.get(LEAVE_UNATTACHED, "1") not in {"0", None}:
             return
         if self._contention.reset(now):
@@ -443,14 +483,14 @@ class Pool:
         self._builder.handle_connected()
         self._keys.handle_connected(there, secret=event.secret)
         for line in event.streams:
-            self._attacher.adopt(line)
+            self._attacher.adopt(line, is_held=event.leave_unattached)
         self._keys.recounted(now=now)
+        self._rotation.handle_connected(event.max_dirtiness_seconds, self._builder.by_id.values())
         self._enter(Attachment.RELEASED, now)
         self._builder.fill(now)
         if self._keys.is_ready:
             return
-        # Somebody before us may have left streams waiting, whatever the option says now (tor-facts 4), and
-        # no circuit of ours can take them soon. For a stream that Tor serves already this is refused.
+        # Somebody before us left streams waiting, and no circuit of ours can take them soon.
         if event.leave_unattached:
             self._emit(GiveBack())
-        self._attacher.release_waiting("it waited before we came")
+            self._attacher.release_waiting("it waited before we came")

@@ -15,6 +15,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from circuitloom.model import Action, AttachStream, CloseStream, ReleaseStream
+from circuitloom.policy.health import PanicAction
 from circuitloom.policy.types import Role
 from circuitloom.pool.circuits import Circuits
 from circuitloom.pool.slots import SlotState
@@ -135,11 +136,11 @@ def _candidate(state: SlotState, circuits: Circuits, stream: Stream | None, now:
         streams=circuit.streams if circuit is not None else 0,
         max_streams=state.slot.max_streams,
         takes_streams=takes_streams,
-        why=_why_not(is_tried=is_tried, is_refusing=is_refusing) or _why(state, circuits, now),
+        why=_against(is_tried=is_tried, is_refusing=is_refusing) or _why(state, circuits, now),
     )
 
 
-def _why_not(*, is_tried: bool, is_refusing: bool) -> str:
+def _against(*, is_tried: bool, is_refusing: bool) -> str:
     if is_tried:
         return "could not connect this stream"
     return "its exit refuses the port of this stream" if is_refusing else ""
@@ -149,12 +150,17 @@ def _why(state: SlotState, circuits: Circuits, now: float) -> str:
     if state.circuit is None:
         return "is being built" if state.retry_at is None else "waits to be built again"
     if state.circuit.is_candidate:
-        return "takes streams in its turn"
+        return "takes streams in its turn" + (", until its successor is built" if state.is_outdated else "")
+    return _why_not(state, circuits, circuits.ejected_until(state.circuit), now)
+
+
+def _why_not(state: SlotState, circuits: Circuits, ejected_until: float | None, now: float) -> str:
     if state.slot.name in circuits.drained:
         return "drained by the operator"
-    until = circuits.ejected_until(state.circuit)
-    if until is not None:
-        return f"ejected for {max(0.0, until - now):.0f} s more: streams in a row failed on it"
+    if circuits.panic in {PanicAction.TOR, PanicAction.HOLD}:
+        return "too few circuits are healthy, so none takes streams"
+    if ejected_until is not None and circuits.panic is None:
+        return f"ejected for {max(0.0, ejected_until - now):.0f} s more: streams in a row failed on it"
     if state.slot.role is Role.BACKUP and not circuits.backups_serve:
         return "backup, and enough active circuits are there"
     return "full"

@@ -31,6 +31,9 @@ class Queues:
     def __bool__(self) -> bool:
         return bool(self._lanes)
 
+    def __len__(self) -> int:
+        return sum(len(lane) for lanes in self._lanes.values() for lane in lanes.values())
+
     def clear(self) -> None:
         """Forget all."""
         self._lanes.clear()

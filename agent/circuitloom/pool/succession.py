@@ -22,8 +22,23 @@ class Succession(Tiers):
         policy: What to keep.
         drained: Names of slots that take no new streams now.
         builder: Knows the circuits by id.
+        rotation: Looks after their age and use.
         emit: Takes each action, in order.
     """
+
+    def rotate(self, circuit: Circuit, why: str) -> None:
+        """The circuit has served enough: have its successor built, and this one serve until then.
+
+        Args:
+            circuit: Which; one that is on its way out already is left to that.
+            why: What to say.
+        """
+        state = circuit.slot
+        is_replaced = state.is_outdated or not (state.is_ours_to_build and self._is_kept(state))
+        if circuit is state.circuit and not is_replaced:
+            state.is_outdated = True
+            self._say(f"circuit {circuit.label} is replaced, make before break: {why}")
+            self._builder.want(state)
 
     def _serve(self, circuit: Circuit, what: str, *, now: float) -> None:
         """The circuit is BUILT: it takes the slot, and whichever had it drains.
@@ -36,6 +51,7 @@ class Succession(Tiers):
         state = circuit.slot
         circuit.state = CircuitState.BUILT
         circuit.built_at = now
+        self._rotation.begin(circuit)
         circuit.exit_ports = self._builder.planner.exit_ports(circuit.path)
         predecessor, state.circuit, state.is_outdated = state.circuit, circuit, False
         names = ", ".join(hop.nickname or hop.fingerprint[:8] for hop in circuit.path)
@@ -84,6 +100,7 @@ class Succession(Tiers):
         """No new streams; those on it finish, then it is closed."""
         was_serving = circuit.slot.circuit is circuit
         circuit.state = CircuitState.DRAINING
+        self._rotation.drain(circuit)
         if was_serving:
             self._vacate(circuit.slot)
         self._leave(circuit)

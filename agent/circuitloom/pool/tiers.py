@@ -5,6 +5,7 @@ Rules of this file:
 * A circuit is in the chooser exactly while it may take a stream: BUILT, below its limit, in a tier in use.
 * Backup circuits serve while fewer active ones than the floor are BUILT and not ejected, and no longer.
 * Of the circuits that count in a tier at least one is not ejected, so there is always one that may serve.
+* In a panic (too few of them healthy) either ejected circuits serve as well, or none does until it is over.
 * A slot for an adopted circuit is not in the floor, so nobody waits for it; a circuit in it counts.
 """
 
@@ -12,13 +13,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable
 
-from circuitloom.health import Ejector
+from circuitloom.health import Alarm, Ejector
 from circuitloom.model import Action, Announce, CircuitId, Severity
-from circuitloom.policy.types import Policy, Role
+from circuitloom.policy.health import PanicAction
+from circuitloom.policy.types import Health, Policy, Role
 from circuitloom.pool.builder import Builder
 from circuitloom.pool.choosing import Choosers
 from circuitloom.pool.refusals import Refusals, port_of
+from circuitloom.pool.rotation import Rotation
 from circuitloom.pool.slots import Circuit, CircuitState, SlotState
+
+PANIC_WORDS = {
+    PanicAction.ALL: "ejected ones take streams as well",
+    PanicAction.TOR: "streams are left to Tor",
+    PanicAction.HOLD: "streams wait",
+}
 
 
 class Tiers:
@@ -28,6 +37,7 @@ class Tiers:
         policy: What to keep.
         drained: Names of slots that take no new streams now.
         builder: Knows the circuits by id.
+        rotation: Looks after their age and use.
         emit: Takes each action, in order.
 
     Attributes:
@@ -43,15 +53,18 @@ class Tiers:
         *,
         drained: Collection[str],
         builder: Builder,
+        rotation: Rotation,
         emit: Callable[[Action], None],
     ) -> None:
         self.drained = drained
         self._builder = builder
+        self._rotation = rotation
         self._emit = emit
         self._min_active = policy.failover.min_active
         self._policy = policy
         self._chooser = Choosers(policy, builder.uniform)
         self._ejector = Ejector[Circuit](policy.health.eject)
+        self._alarm = Alarm(policy.health.panic)
         self._refusals = Refusals()
         self.slots: dict[str, SlotState] = {}
         self._outgoing: dict[str, Circuit] = {}
@@ -86,7 +99,7 @@ class Tiers:
         return any(
             (state := self.slots.get(name)) is not None
             and state.circuit is not None
-            and state.circuit not in self._ejector.out
+            and not self._is_out(state.circuit)
             and (state.slot.role is Role.ACTIVE or self.backups_serve)
             for name in names
         ) or not names.isdisjoint(self._outgoing)
@@ -153,6 +166,11 @@ class Tiers:
                 return circuit
         return None
 
+    @property
+    def panic(self) -> PanicAction | None:
+        """What streams do because too few circuits are healthy; None: there are enough."""
+        return self._alarm.action
+
     # --- health --------------------------------------------------------------------------------------------
 
     def succeed(self, circuit: Circuit) -> None:
@@ -182,6 +200,30 @@ class Tiers:
     def ejected_until(self, circuit: Circuit) -> float | None:
         """When an ejected circuit takes streams again (seconds of the pool's clock); None if it does now."""
         return self._ejector.until(circuit)
+
+    def _replace_health(self, health: Health) -> None:
+        """The policy says something else of health now; ``_restart_chooser`` has to follow."""
+        if health.eject != self._ejector.rule:
+            self._ejector = Ejector(health.eject)
+        if health.panic != self._alarm.rule:
+            self._alarm = Alarm(health.panic)
+
+    def _is_out(self, circuit: Circuit) -> bool:
+        return circuit in self._ejector.out and self.panic is not PanicAction.ALL
+
+    def _watch_health(self) -> None:
+        """Circuits came, went, or were ejected: too few of them may be healthy now, or enough again."""
+        members = len(self._ejector)
+        healthy = members - len(self._ejector.out)
+        if not self._alarm.count(healthy=healthy, members=members):
+            return
+        for circuit in self._members:
+            self._offer(circuit)
+        if self._alarm.action is None:
+            self._say(f"enough circuits are healthy again: {healthy} of {members}")
+        else:
+            what = f"only {healthy} of {members} circuits are healthy: {PANIC_WORDS[self._alarm.action]}"
+            self._emit(Announce(Severity.WARNING, what))
 
     def _readmit(self, circuits: Iterable[Circuit]) -> None:
         for circuit in circuits:
@@ -224,7 +266,8 @@ class Tiers:
             circuit.state is CircuitState.BUILT
             and circuit.streams < slot.max_streams
             and slot.name not in self.drained
-            and circuit not in self._ejector.out
+            and not self._is_out(circuit)
+            and self.panic in {None, PanicAction.ALL}
             and (slot.role is Role.ACTIVE or self.backups_serve or slot.name in self._outgoing)
         )
 
@@ -258,7 +301,9 @@ class Tiers:
         self._refusals.forget()
         was_ejected = circuit in self._ejector.out
         back = self._ejector.remove(circuit)
-        if not was_ejected:
+        if was_ejected:
+            self._watch_health()
+        else:
             self._tiers_changed(circuit.slot, -1)
         self._readmit(back)
 
@@ -275,6 +320,7 @@ class Tiers:
             for other in self.slots.values():
                 if other.slot.role is Role.BACKUP and other.circuit is not None:
                     self._offer(other.circuit)
+        self._watch_health()
 
     def _restart_chooser(self) -> None:
         """Start fair again, after weights, limits, tiers or the algorithm changed."""
@@ -287,6 +333,8 @@ class Tiers:
         self.backup_built = roles.count(Role.BACKUP)
         for circuit in self._members:
             circuit.is_candidate = False
+        self._watch_health()
+        for circuit in self._members:
             self._offer(circuit)
         for circuit in back:
             self._say(f"circuit {circuit.label} takes streams again")
