@@ -91,7 +91,10 @@ def _title(options: argparse.Namespace, policy: Policy, traffic: Traffic) -> lis
         return lines
     people = f"{_plural(options.users, 'user')}, {_plural(options.destinations, 'destination')}"
     pace = f"{options.rate:g} a second, each open for {options.lifetime:g} s on average"
-    return [f"{_plural(count, 'stream')} {over}", f"{pace}; {people}; seed {options.seed}"]
+    lines = [f"{_plural(count, 'stream')} {over}", f"{pace}; {people}; seed {options.seed}"]
+    if policy.path_rules:
+        lines.append("Every path is taken to be found: what relays there are, `check --online` tells.")
+    return lines
 
 
 def _plural(count: int, noun: str) -> str:

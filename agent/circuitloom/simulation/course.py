@@ -10,6 +10,7 @@ Rules of this file:
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -29,6 +30,7 @@ from circuitloom.model import (
     StreamStatus,
 )
 from circuitloom.policy.matching import find_rule
+from circuitloom.policy.path_types import Diversity, PathRules
 from circuitloom.policy.types import Policy
 from circuitloom.pool import Pool
 from circuitloom.simulation.arrivals import Arrival, Loss, Traffic
@@ -126,6 +128,12 @@ class _Ends:
     undecided: set[StreamId] = field(default_factory=set)
 
 
+def _with_any_relays(policy: Policy) -> Policy:
+    """The policy as if its paths could always be had: which relays there are no simulation knows."""
+    slots = (dataclasses.replace(s, path=None) if isinstance(s.path, PathRules) else s for s in policy.slots)
+    return dataclasses.replace(policy, slots=tuple(slots), diversity=Diversity())
+
+
 class Course:
     """One simulation.
 
@@ -137,7 +145,7 @@ class Course:
     """
 
     def __init__(self, policy: Policy, traffic: Traffic, *, core_dice: Uniform, tor_dice: Uniform) -> None:
-        self._policy = policy
+        self._policy = policy = _with_any_relays(policy)
         self._traffic = traffic
         self._agenda = Agenda()
         self._tor = SimulatedTor(self._agenda, self._give, tor_dice)
