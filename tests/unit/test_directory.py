@@ -265,6 +265,5 @@ def test_without_geoip_data_the_log_says_so_once(policy_path: Path, log: pytest.
     agent(policy_path, answers, script)
     assert log.text.count("Tor has no GeoIP data, so no relay is in any country") == 1
     assert (
-        "circuit chosen cannot be built: no relay fits as exit: exit.country de (Tor has no GeoIP"
-        in log.text
+        "circuit chosen cannot be built: no relay fits as exit: exit.country de (Tor has no GeoIP" in log.text
     )
