@@ -107,7 +107,7 @@ from the first packet to the SOCKS reply. CPU is that of the ways' own processes
 
 Memory is what the way would take on a machine of its own: private pages, and shared ones once for each
 program. A Tor client here knows {relays} relays and the authorities; on the public network each keeps a
-directory of thousands. So here the agent, whose memory does not depend on that, looks larger beside a tor than there.
+directory of thousands. So here the agent, whose memory does not depend on that, looks larger than there.
 
 ![streams a second](tor-streams.svg)
 
