@@ -186,10 +186,13 @@ def _row(circuit: Mapping[str, Any]) -> tuple[str, ...]:
     # An agent of another version may not tell.
     name += " (adopted)" if circuit.get("is_adopted") else ""
     age = circuit["age_seconds"]
+    state = circuit["state"]
+    if state == "built" and circuit.get("weight_factor", 1) < 1:
+        state += ", slow" if circuit["is_degraded"] else ", fresh"
     return (
         name,
         circuit["circuit_id"] or "-",
-        circuit["state"],
+        state,
         "-" if age is None else _duration(age),
         str(circuit["streams"]),
         str(circuit["attached_total"]),

@@ -24,7 +24,7 @@ from circuitloom.model import (
     ReleaseStream,
     StopRequested,
 )
-from circuitloom.policy.health import Panic, PanicAction
+from circuitloom.policy.health import Degrade, Panic, PanicAction
 from circuitloom.policy.rotation import Rotation
 from circuitloom.policy.types import (
     Algorithm,
@@ -65,6 +65,17 @@ def rules(names: list[str]) -> st.SearchStrategy[Rule]:
     return st.one_of(
         st.builds(lambda match, circuits: Rule(match, circuits=circuits), matches, some),
         st.builds(lambda match, action: Rule(match, action=action), matches, st.sampled_from(RuleAction)),
+    )
+
+
+def healths() -> st.SearchStrategy[Health]:
+    """Each part on or off."""
+    return st.builds(
+        Health,
+        st.sampled_from([None, Eject(1, 1.0, 50), Eject(2, 3.0, 100)]),
+        st.one_of(st.none(), st.builds(Panic, st.sampled_from([0.5, 1.0]), st.sampled_from(PanicAction))),
+        st.sampled_from([None, 4.0]),
+        st.sampled_from([None, Degrade(1.1, 0.5)]),
     )
 
 
@@ -119,14 +130,7 @@ def policies(draw: st.DrawFn) -> Policy:
             if purpose is Purpose.CONTROLLER
             else None,
         ),
-        health=Health(
-            draw(st.sampled_from([None, Eject(1, 1.0, 50), Eject(2, 3.0, 100)])),
-            draw(
-                st.one_of(
-                    st.none(), st.builds(Panic, st.sampled_from([0.5, 1.0]), st.sampled_from(PanicAction))
-                )
-            ),
-        ),
+        health=draw(healths()),
         rotation=draw(rotations()),
         rules=tuple(draw(st.lists(rules(names), max_size=2))),
     )

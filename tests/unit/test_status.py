@@ -131,6 +131,8 @@ def test_the_document_is_json_and_rounded() -> None:
         "weight_share": 0.75,
         "key": 0,
         "is_adopted": False,
+        "weight_factor": 1.0,
+        "is_degraded": False,
     }
     assert shown["circuits"][1]["age_seconds"] is None
 

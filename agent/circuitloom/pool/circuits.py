@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
-from circuitloom.health import Alarm
+from circuitloom.health import LEAST, WHOLE, Alarm
 from circuitloom.model import Action, CircuitEvent, CircuitId, CircuitStatus, Purpose, RecordedCircuit
 from circuitloom.policy.health import PanicAction
 from circuitloom.policy.types import Policy, Role, Slot
@@ -360,6 +360,7 @@ class Circuits(Succession):
             assert circuit.state is not CircuitState.CLOSED
             assert circuit.streams == streams.get(circuit, 0)
             assert circuit.is_candidate == self._may_serve(circuit)
+            assert LEAST <= self._fitness.tenths(circuit) <= WHOLE
             if circuit.is_candidate and self.key is not None:
                 assert circuit.key in {None, self.key}
         for name, state in self.slots.items():

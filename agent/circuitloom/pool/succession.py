@@ -49,6 +49,7 @@ class Succession(Tiers):
         circuit.state = CircuitState.BUILT
         circuit.built_at = now
         self._rotation.begin(circuit)
+        self._fitness.begin(circuit, now=now)
         predecessor, state.circuit, state.is_outdated = state.circuit, circuit, False
         names = ", ".join(hop.nickname or hop.fingerprint[:8] for hop in circuit.path)
         self._say(f"circuit {circuit.label} {what}: {names}")
