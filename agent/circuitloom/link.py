@@ -33,12 +33,21 @@ from circuitloom.model import (
 )
 from circuitloom.policy.types import TorControl
 from circuitloom.session import Session, connect
-from circuitloom.wire import AnyEvent, ControlEvent, Reply, TorWarning
+from circuitloom.wire import AnyEvent, ControlEvent, DirectoryNews, Reply, TorWarning
 
 BANDWIDTH_EVENT = "CIRC_BW"
 """One line a second and busy circuit: subscribed to while the policy counts bytes."""
 
-EVENTS = ("CIRC", "CIRC_MINOR", "STREAM", "CONF_CHANGED", "SIGNAL", "STATUS_CLIENT", "STATUS_GENERAL")
+EVENTS = (
+    "CIRC",
+    "CIRC_MINOR",
+    "STREAM",
+    "CONF_CHANGED",
+    "SIGNAL",
+    "STATUS_CLIENT",
+    "STATUS_GENERAL",
+    "GUARD",
+)
 RESERVED_OPTIONS = ("VirtualAddrNetworkIPv4", "VirtualAddrNetworkIPv6", "MapAddress")
 
 RECONNECT_INITIAL_SECONDS = 0.1
@@ -65,6 +74,7 @@ class LinkEvents:
         event: With each event.
         turn: After all that one read brought.
         lost: The connection ended; what is asked for now goes nowhere.
+        directory: Tor knows other relays, or thinks otherwise of its guards.
         reserved: With what Tor maps from now on.
         pulse: The loop has turned and, when connected, Tor has answered.
         news: Something changed that the status shows.
@@ -75,6 +85,7 @@ class LinkEvents:
     event: Callable[[ControlEvent], None]
     turn: Callable[[], None]
     lost: Callable[[], None]
+    directory: Callable[[DirectoryNews], None]
     reserved: Callable[[Reserved], None]
     pulse: Callable[[], None]
     news: Callable[[], None]
@@ -284,6 +295,8 @@ class Link:
             self._end_standstill()
         elif isinstance(event, TorWarning):
             _tell_warning(event)
+        elif isinstance(event, DirectoryNews):
+            self._events.directory(event)
         else:
             self._events.event(event)
 

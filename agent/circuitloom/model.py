@@ -24,6 +24,12 @@ TOR_CHOOSES = CircuitId("0")
 LEAVE_UNATTACHED = "__LeaveStreamsUnattached"
 """The option that makes Tor wait for a controller to attach each new stream."""
 
+DOUBT_SECONDS = 2.0
+"""So long a stream that waits while that option is not set may be one that Tor is choosing a circuit for.
+
+Tor does so as soon as it has a circuit. What is still there after this was left by somebody who was
+interrupted while giving back."""
+
 MAX_CIRCUIT_DIRTINESS = "MaxCircuitDirtiness"
 """The option that says for how long after its first stream Tor gives new ones to a circuit (tor-facts 5)."""
 
@@ -42,6 +48,9 @@ class StreamStatus(StrEnum):
     DETACHED = "DETACHED"
     FAILED = "FAILED"
     CLOSED = "CLOSED"
+
+    # Enum's own is a function in Python, and every event is looked up by its status.
+    __hash__ = str.__hash__
 
 
 _FRESH = frozenset({StreamStatus.NEW, StreamStatus.NEWRESOLVE, StreamStatus.CONTROLLER_WAIT})
@@ -113,9 +122,10 @@ class StreamEvent(NamedTuple):
 def waits_for_controller(line: StreamEvent) -> bool:
     """Whether a line of ``GETINFO stream-status`` may be a stream that waits for a controller.
 
-    Tor shows one that it is choosing a circuit for in the same words; for that one ATTACHSTREAM is refused,
-    harmlessly (tor-facts 4). A directory stream never waits, and would be torn off its circuit; no purpose is
-    shown, but its target tells: ``1.2.3.4.$FINGERPRINT.exit:port`` (tor-facts 1).
+    Tor shows one that it is choosing a circuit for in the same words. For that one ATTACHSTREAM is refused,
+    harmlessly (tor-facts 4), until Tor has chosen: then it is torn off its circuit, and bytes it sent before
+    the reply are lost (tor-facts 0). A directory stream never waits; no purpose is shown, but its target
+    tells: ``1.2.3.4.$FINGERPRINT.exit:port`` (tor-facts 1).
     """
     return line.status in _FRESH and ".$" not in line.target
 
@@ -171,6 +181,13 @@ class SignalReceived:
 @dataclass(frozen=True, slots=True)
 class NetworkReady:
     """Tor said that circuits can be built now (STATUS_CLIENT ENOUGH_DIR_INFO or CIRCUIT_ESTABLISHED)."""
+
+
+@dataclass(frozen=True, slots=True)
+class StillWaiting:
+    """The answer to AskWaiting: the streams that may wait for a controller."""
+
+    stream_ids: frozenset[StreamId]
 
 
 @dataclass(frozen=True, slots=True)
@@ -328,6 +345,11 @@ class GiveBack:
     """RESETCONF __LeaveStreamsUnattached; ReleaseStream for each waiting stream goes with it."""
 
 
+@dataclass(frozen=True, slots=True)
+class AskWaiting:
+    """GETINFO stream-status; the answer comes back in StillWaiting."""
+
+
 class AttachStream(NamedTuple):
     """ATTACHSTREAM to one of our circuits; ``name`` is the policy's name of the circuit."""
 
@@ -390,6 +412,7 @@ Event = (
     | ConfChanged
     | SignalReceived
     | NetworkReady
+    | StillWaiting
     | Connected
     | Disconnected
     | BuildAccepted
@@ -404,5 +427,13 @@ Event = (
 )
 
 Action = (
-    TakeOver | GiveBack | AttachStream | ReleaseStream | CloseStream | BuildCircuit | CloseCircuit | Announce
+    TakeOver
+    | GiveBack
+    | AskWaiting
+    | AttachStream
+    | ReleaseStream
+    | CloseStream
+    | BuildCircuit
+    | CloseCircuit
+    | Announce
 )

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from enum import StrEnum
 from functools import lru_cache
 from types import MappingProxyType
 from typing import NamedTuple
@@ -32,6 +33,7 @@ from circuitloom.model import (
     StreamEvent,
     StreamId,
     StreamStatus,
+    waits_for_controller,
 )
 
 MAX_LINE_BYTES = 1 << 20
@@ -117,10 +119,17 @@ class TorWarning(NamedTuple):
     action: str
 
 
+class DirectoryNews(StrEnum):
+    """What changed in what Tor knows of the network: its consensus, or what it thinks of its guards."""
+
+    CONSENSUS = "consensus"
+    GUARDS = "guards"
+
+
 ControlEvent = StreamEvent | CircuitEvent | CircuitBandwidth | ConfChanged | SignalReceived | NetworkReady
 """What the core takes."""
 
-AnyEvent = ControlEvent | TorWarning
+AnyEvent = ControlEvent | TorWarning | DirectoryNews
 Message = Reply | AnyEvent
 
 
@@ -234,7 +243,7 @@ def parse_stream(line: str) -> StreamEvent | None:
         return None
     status, reads_target, reads_keywords = known
     # isalnum admits letters beyond ASCII, which latin-1 text can hold: isascii closes that.
-    if not (stream_id.isalnum() and circuit_id.isalnum() and stream_id.isascii() and circuit_id.isascii()):
+    if not (stream_id.isalnum() and circuit_id.isalnum() and (stream_id + circuit_id).isascii()):
         raise ControlProtocolError("a STREAM line has a malformed id")
     if reads_keywords:
         first = _KEYWORD.search(rest)
@@ -299,6 +308,12 @@ def parse_streams(text: str) -> tuple[StreamEvent, ...]:
     """Read the value of ``GETINFO stream-status``; raises as ``parse_stream`` does."""
     events = (parse_stream(line) for line in text.split("\n") if line)
     return tuple(event for event in events if event is not None)
+
+
+def waiting_streams(status: Reply) -> set[StreamId]:
+    """The ids of the streams that may wait for a controller, from the reply to ``GETINFO stream-status``."""
+    lines = parse_streams(status.values().get("stream-status", ""))
+    return {line.stream_id for line in lines if waits_for_controller(line)}
 
 
 def parse_circuits(text: str) -> tuple[CircuitEvent, ...]:
@@ -435,7 +450,11 @@ def _parse_event(lines: tuple[str, ...]) -> AnyEvent | None:
             event = SignalReceived(rest)
         case "STATUS_CLIENT":
             words = rest.split(" ")
-            event = NetworkReady() if len(words) > 1 and words[1] in _READY else None
+            action = words[1] if len(words) > 1 else ""
+            event = NetworkReady() if action in _READY else None
+            event = DirectoryNews.CONSENSUS if action == "CONSENSUS_ARRIVED" else event
+        case "GUARD":
+            event = DirectoryNews.GUARDS
         case "STATUS_GENERAL" if rest.startswith(_WARNINGS):
             event = TorWarning(rest.split(" ", 2)[1])
     return event

@@ -133,6 +133,8 @@ def test_the_document_is_json_and_rounded() -> None:
         "is_adopted": False,
         "weight_factor": 1.0,
         "is_degraded": False,
+        "connect_p50_seconds": None,
+        "connect_p99_seconds": None,
     }
     assert shown["circuits"][1]["age_seconds"] is None
 

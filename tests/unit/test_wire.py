@@ -28,7 +28,7 @@ from circuitloom.model import (
     StreamStatus,
     dirtiness_seconds,
 )
-from circuitloom.wire import ControlCodec, Message, Reply, TorWarning
+from circuitloom.wire import ControlCodec, DirectoryNews, Message, Reply, TorWarning
 
 ISOLATION = (
     "CLIENT_PROTOCOL=SOCKS5 NYM_EPOCH=0 SESSION_GROUP=-4 "
@@ -203,6 +203,8 @@ def test_what_ails_tor_as_a_whole() -> None:
     assert read("650 STATUS_GENERAL WARN TOO_MANY_CONNECTIONS CURRENT=1024\r\n") == [
         TorWarning("TOO_MANY_CONNECTIONS")
     ]
+    assert read("650 STATUS_CLIENT NOTICE CONSENSUS_ARRIVED\r\n") == [DirectoryNews.CONSENSUS]
+    assert read(f"650 GUARD ENTRY ${'A' * 40}~a DOWN\r\n") == [DirectoryNews.GUARDS]
     assert read('650 STATUS_GENERAL ERR BUG REASON="a b"\r\n') == [TorWarning("BUG")]
     assert read("650 STATUS_GENERAL WARN DANGEROUS_VERSION\r\n") == [TorWarning("DANGEROUS_VERSION")]
     assert read("650 STATUS_GENERAL NOTICE CLOCK_JUMPED TIME=3\r\n") == []

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import Any
 
 from circuitloom.errors import Fault, PolicyError
 from circuitloom.model import Purpose
 from circuitloom.policy.document import parse_document
 from circuitloom.policy.health import Degrade, Panic, PanicAction
+from circuitloom.policy.operating import Log, LogFormat, LogLevel, Metrics
+from circuitloom.policy.path_rules import build_diversity, build_path, with_ports_of_rules
+from circuitloom.policy.path_types import PathRules
 from circuitloom.policy.rotation import Rotation
 from circuitloom.policy.schema import fill_defaults, load_schema
 from circuitloom.policy.schema_faults import find_schema_faults, to_data
@@ -25,9 +29,6 @@ from circuitloom.policy.types import (
     Health,
     Isolation,
     Keys,
-    Log,
-    LogFormat,
-    LogLevel,
     Match,
     OnFailure,
     Overflow,
@@ -52,7 +53,7 @@ from circuitloom.policy.types import (
 from circuitloom.policy.values import (
     parse_control,
     parse_duration,
-    parse_fingerprint,
+    parse_listen,
     parse_network,
     parse_percentage,
     parse_ports,
@@ -118,11 +119,20 @@ def _build(data: dict[str, Any], adopting: frozenset[int]) -> Policy:
         data: The document.
         adopting: Positions of the circuits with ``adopt``, whose defaults are filled in for all.
     """
+    diversity = build_diversity(data["paths"])
+    names = {entry["name"]: slot_names(entry["name"], entry["count"]) for entry in data["circuits"]}
+    rules = tuple(_build_rule(rule, names) for rule in data["rules"])
     slots = tuple(
         slot
         for index, entry in enumerate(data["circuits"])
-        for slot in _build_slots(entry, data["balance"], is_adopted=index in adopting)
+        for slot in _build_slots(
+            entry,
+            data["balance"],
+            path=build_path(entry["path"], diversity, names),
+            is_adopted=index in adopting,
+        )
     )
+    slots = with_ports_of_rules(slots, rules)
     active = sum(slot.role is Role.ACTIVE for slot in slots)
     rebuild, retry = data["failover"]["rebuild"], data["failover"]["retry"]
     redispatch = data["failover"]["redispatch"].get("after")
@@ -174,18 +184,17 @@ def _build(data: dict[str, Any], adopting: frozenset[int]) -> Policy:
         rotation=_build_rotation(data["rotation"]),
         log=Log(level=LogLevel(data["log"]["level"]), format=LogFormat(data["log"]["format"])),
         admin=Admin(data["admin"]["socket"]),
-        rules=tuple(_build_rule(rule, data["circuits"]) for rule in data["rules"]),
+        rules=rules,
         rounds=_build_rounds(data["rounds"]),
+        metrics=_build_metrics(data["metrics"]),
+        diversity=diversity,
     )
 
 
-def _build_rule(rule: dict[str, Any], circuits: list[dict[str, Any]]) -> Rule:
+def _build_rule(rule: dict[str, Any], names: dict[str, Sequence[str]]) -> Rule:
+    """A rule; ``names`` tells the circuits that the name of an entry stands for."""
     match = rule["match"]
-    names: set[str] = set()
-    for name in rule.get("circuits", ()):
-        # The name of an entry stands for all circuits that it makes.
-        made = [slot_names(entry["name"], entry["count"]) for entry in circuits if entry["name"] == name]
-        names.update(*(made or [[name]]))
+    circuits = {name for written in rule.get("circuits", ()) for name in names.get(written, [written])}
     return Rule(
         match=Match(
             ports=tuple(parse_ports(str(port)) for port in match.get("port", ())),
@@ -194,7 +203,7 @@ def _build_rule(rule: dict[str, Any], circuits: list[dict[str, Any]]) -> Rule:
             sources=tuple(map(parse_network, match.get("source", ()))),
             session_group=match.get("session_group"),
         ),
-        circuits=frozenset(names) or None,
+        circuits=frozenset(circuits) or None,
         action=RuleAction(rule["action"]) if "action" in rule else None,
     )
 
@@ -222,6 +231,17 @@ def _build_rotation(data: dict[str, Any]) -> Rotation:
     )
 
 
+def _build_metrics(data: dict[str, Any]) -> Metrics:
+    listen = data.get("listen")
+    address = None if listen is None else parse_listen(listen)
+    return Metrics(
+        textfile=data.get("textfile"),
+        interval_seconds=parse_duration(data["interval"]),
+        listen=None if address is None else (address.host, address.port),
+        agent=data.get("agent"),
+    )
+
+
 def _build_rounds(data: dict[str, Any]) -> Rounds | None:
     # Without a command there is no such section: its other keys are only the schema's defaults.
     if "command" not in data:
@@ -239,14 +259,19 @@ def _build_rounds(data: dict[str, Any]) -> Rounds | None:
     )
 
 
-def _build_slots(entry: dict[str, Any], balance: dict[str, Any], *, is_adopted: bool) -> list[Slot]:
-    path = entry["path"]
+def _build_slots(
+    entry: dict[str, Any],
+    balance: dict[str, Any],
+    *,
+    path: tuple[str, ...] | PathRules | None,
+    is_adopted: bool,
+) -> list[Slot]:
     return [
         Slot(
             name=name,
             weight=entry["weight"],
             role=Role(entry["role"]),
-            path=None if path == "auto" else tuple(map(parse_fingerprint, path)),
+            path=path,
             max_streams=entry.get("max_streams", balance["max_streams"]),
             purpose=Purpose(balance["purpose"]),
             adopt=Adopt(entry["adopt"]["rebuild"]) if is_adopted else None,

@@ -14,6 +14,8 @@ from ipaddress import IPv4Network, IPv6Network
 
 from circuitloom.model import Purpose
 from circuitloom.policy.health import Degrade, Panic
+from circuitloom.policy.operating import Log, Metrics
+from circuitloom.policy.path_types import Diversity, PathRules
 from circuitloom.policy.rotation import Rotation
 
 DEFAULT_CONTROL_PATH = "/run/tor/control"
@@ -126,23 +128,6 @@ class OnFailure(StrEnum):
     NEXT_CIRCUIT = "next-circuit"
     SKIP = "skip"
     DRAIN = "drain"
-
-
-class LogLevel(StrEnum):
-    """The least severe lines that are written."""
-
-    DEBUG = "debug"
-    INFO = "info"
-    WARNING = "warning"
-    ERROR = "error"
-
-
-class LogFormat(StrEnum):
-    """``journal`` prefixes each line with ``<priority>``; ``auto`` does so under systemd only."""
-
-    AUTO = "auto"
-    JOURNAL = "journal"
-    PLAIN = "plain"
 
 
 @dataclass(frozen=True, slots=True)
@@ -287,7 +272,8 @@ class Slot:
         name: Unique in the policy; ``count: 8`` of ``swarm`` gives ``swarm-1`` to ``swarm-8``.
         weight: Its share against the other circuits' weights.
         role: Active, or backup.
-        path: Fingerprints (40 upper-case hex digits, no ``$``) from the first hop on, or None: Tor chooses.
+        path: Fingerprints (40 upper-case hex digits, no ``$``) from the first hop on; or what relays that the
+            agent selects must be; or None: Tor chooses.
         max_streams: How many streams it may carry at once.
         purpose: What it is to Tor.
         adopt: Whether its circuit comes from elsewhere; None: the agent builds it.
@@ -296,7 +282,7 @@ class Slot:
     name: str
     weight: int = 1
     role: Role = Role.ACTIVE
-    path: tuple[str, ...] | None = None
+    path: tuple[str, ...] | PathRules | None = None
     max_streams: int = 256
     purpose: Purpose = Purpose.GENERAL
     adopt: Adopt | None = None
@@ -381,14 +367,6 @@ class Health:
 
 
 @dataclass(frozen=True, slots=True)
-class Log:
-    """What is logged, and how."""
-
-    level: LogLevel = LogLevel.INFO
-    format: LogFormat = LogFormat.AUTO
-
-
-@dataclass(frozen=True, slots=True)
 class Admin:
     """Where the agent answers ``circuitloom status``."""
 
@@ -436,3 +414,10 @@ class Policy:
     admin: Admin = field(default_factory=Admin)
     rules: tuple[Rule, ...] = ()
     rounds: Rounds | None = None
+    metrics: Metrics = field(default_factory=Metrics)
+    diversity: Diversity = field(default_factory=Diversity)
+
+    @property
+    def path_rules(self) -> tuple[PathRules, ...]:
+        """Of the circuits whose relays the agent selects."""
+        return tuple(slot.path for slot in self.slots if isinstance(slot.path, PathRules))

@@ -74,7 +74,7 @@ class Circuits(Succession):
         self.streams = 0
         self.idle_since = 0.0
         self.is_watched = False
-        self.slots = {slot.name: SlotState(slot, self) for slot in slots}
+        self.slots = {slot.name: SlotState(slot, self, builder.tally.of(slot.name)) for slot in slots}
         self._slots_changed()
 
     # --- what the pool asks --------------------------------------------------------------------------------
@@ -88,6 +88,11 @@ class Circuits(Succession):
     def draining(self) -> list[Circuit]:
         """Circuits that take no more streams and still have some."""
         return [circuit for circuit in self._members if circuit.state is CircuitState.DRAINING]
+
+    @property
+    def members(self) -> Collection[Circuit]:
+        """Every circuit that Tor has given an id, until its end."""
+        return self._members.keys()
 
     @property
     def is_gone(self) -> bool:
@@ -201,8 +206,7 @@ class Circuits(Succession):
             is_doubtful = isolates and circuit.key is None and circuit.purpose is Purpose.GENERAL
             if is_doubtful and circuit.state is CircuitState.BUILT:
                 circuit.state = CircuitState.DRAINING
-                if circuit.slot.circuit is circuit:
-                    self._vacate(circuit.slot)
+                self._vacate(circuit.slot)
         for state in self.slots.values():
             state.failures = 0
             self._builder.want(state)
@@ -233,7 +237,7 @@ class Circuits(Succession):
             case CircuitStatus.BUILT:
                 if circuit.state is CircuitState.LAUNCHED:
                     circuit.path = event.path
-                    self._builder.finish(circuit)
+                    self._builder.finish(circuit, now=now)
                     self._serve(circuit, "built", now=now)
                     self.is_cold = self.is_cold and not self.is_ready
             case CircuitStatus.FAILED | CircuitStatus.CLOSED:
@@ -285,13 +289,18 @@ class Circuits(Succession):
             self._builder.want(state)
 
     def renew(self, name: str | None = None) -> None:
-        """Replace every circuit, or the one of this name, each when its successor is BUILT."""
+        """Replace every circuit, or the one of this name, each when its successor is BUILT.
+
+        The successor of an adopted circuit is the next one that is adopted, unless the agent is to build it.
+        """
         for state in self.slots.values():
             if state.is_ours_to_build and name in {None, state.slot.name}:
                 state.is_outdated = state.circuit is not None
                 if name is not None and state.circuit is not None:
                     self._rotation.end(state.circuit)
                 self._builder.want(state)
+            elif state.circuit is not None and name is None:
+                self._say(f"circuit {state.circuit.label} serves on until another is adopted, or it closes")
 
     def handle_drained(self) -> None:
         """Other slots than before are drained now."""
@@ -321,7 +330,10 @@ class Circuits(Succession):
         self._outgoing = {}
         self.slots = {}
         for slot in slots:
-            state = old.pop(slot.name, None) or SlotState(slot, self)
+            tally = self._builder.tally.of(slot.name)
+            state = old.pop(slot.name, None) or SlotState(slot, self, tally)
+            # One that was on its way out may come back to a name whose numbers were forgotten meanwhile.
+            state.tally = tally
             is_moved = _origin(state.slot) != _origin(slot)
             state.has_adopted = state.has_adopted and slot.adopt is not None
             state.slot = slot
@@ -341,6 +353,7 @@ class Circuits(Succession):
         self._slots_changed()
         self._restart_chooser()
         self._dismiss_outgoing()
+        self._review(self.slots.values())
         for state in self.slots.values():
             if state.retry_at is None:
                 self._builder.want(state)
@@ -358,6 +371,7 @@ class Circuits(Succession):
             assert circuit.circuit_id is not None
             assert self._builder.by_id[circuit.circuit_id] is circuit
             assert circuit.state is not CircuitState.CLOSED
+            assert (circuit.state is CircuitState.BUILT) == (circuit.slot.circuit is circuit)
             assert circuit.streams == streams.get(circuit, 0)
             assert circuit.is_candidate == self._may_serve(circuit)
             assert LEAST <= self._fitness.tenths(circuit) <= WHOLE

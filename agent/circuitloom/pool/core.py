@@ -38,12 +38,14 @@ from circuitloom.model import (
     Reserved,
     Severity,
     SignalReceived,
+    StillWaiting,
     StopRequested,
     StreamEvent,
     StreamId,
     TakeOver,
     TakeOverRefused,
 )
+from circuitloom.paths import Relays
 from circuitloom.policy.types import Policy, WhenContended, WhenExceeded, WhenNone
 from circuitloom.pool.adoption import place_for
 from circuitloom.pool.attacher import Attacher
@@ -53,9 +55,11 @@ from circuitloom.pool.contention import PAUSE_SECONDS, Contention
 from circuitloom.pool.decisions import Decisions, Explanation, candidates
 from circuitloom.pool.keys import Keys
 from circuitloom.pool.orders import carry_out
+from circuitloom.pool.planner import Planner
 from circuitloom.pool.rotation import Rotation
 from circuitloom.pool.slots import Circuit, SlotState
-from circuitloom.pool.snapshot import PoolSnapshot, panic_notice, snapshot_circuits
+from circuitloom.pool.snapshot import PoolSnapshot, count_guards, panic_notice, snapshot_circuits
+from circuitloom.pool.tally import Tally
 
 TAKE_OVER_RETRY_SECONDS = 10.0
 """Tor refuses SETCONF of this option only in a state that does not pass in a moment."""
@@ -85,7 +89,10 @@ class Pool:
     def __init__(self, policy: Policy, *, uniform: Callable[[], float], now: float) -> None:
         self._policy = policy
         self._actions: list[Action] = []
-        self._builder = Builder(policy.failover.rebuild, uniform=uniform, emit=self._emit)
+        self._planner = Planner(policy.diversity, uniform=uniform)
+        self._builder = Builder(
+            policy.failover.rebuild, uniform=uniform, planner=self._planner, emit=self._emit
+        )
         self._rotation = Rotation(policy.rotation, uniform=uniform)
         self._keys = Keys(policy, builder=self._builder, rotation=self._rotation, emit=self._emit)
         self._attacher = Attacher(
@@ -107,6 +114,7 @@ class Pool:
             ConfChanged: self._on_conf_changed,
             SignalReceived: self._on_signal,
             NetworkReady: self._on_network_ready,
+            StillWaiting: self._on_still_waiting,
             Connected: self._on_connected,
             Disconnected: self._on_disconnected,
             BuildAccepted: self._on_build_accepted,
@@ -185,11 +193,24 @@ class Pool:
         self._policy = policy
         self._attacher.replace_policy(policy)
         self._attacher.now = self._rotation.now = now
+        self._planner.diversity = policy.diversity
         self._keys.replace_policy(policy)
         self._rotation.replace_rule(policy.rotation, self._builder.by_id.values())
         self._contention.begin_anew()
         if self._take_over_at == FOR_EVER:
             self._take_over_at = None
+        self._evaluate(now)
+        self._decisions.remember(actions, now)
+        return actions
+
+    def renew_relays(self, relays: Relays, *, now: float) -> list[Action]:
+        """Go on with another snapshot of the consensus; what waits for one is built."""
+        actions: list[Action] = []
+        self._actions = actions
+        self._attacher.now = now
+        self._planner.relays = relays
+        self._builder.handle_relays()
+        self._keys.renew_relays()
         self._evaluate(now)
         self._decisions.remember(actions, now)
         return actions
@@ -239,7 +260,22 @@ class Pool:
             released_total=self._attacher.released_total,
             failed_total=self._attacher.failed_total,
             notice=self._contention.notice or panic_notice(self._keys),
+            streams_queued=self._attacher.queued,
         )
+
+    def guards(self) -> tuple[int, ...]:
+        """How many built circuits begin at each first relay, the most first."""
+        return count_guards(self._keys)
+
+    @property
+    def tally(self) -> Tally:
+        """What has happened so far; only to be read."""
+        return self._builder.tally
+
+    @property
+    def attached_total(self) -> int:
+        """Attachments so far."""
+        return self._attacher.attached_total
 
     @property
     def claims(self) -> int:
@@ -275,11 +311,12 @@ class Pool:
                 if stream.wait_until is None:
                     assert self._policy.failover.when_none is WhenNone.HOLD
                     assert owner is not None
-                    assert not owner.is_usable_among(stream.among)
+                    assert not owner.is_usable_among(stream.among, stream.target)
                 elif owner is None:
                     assert self._policy.balance.keys.when_exceeded is WhenExceeded.QUEUE
                 else:
-                    assert owner.is_cold or (stream.is_queued and not owner.has_room(stream.among))
+                    is_queued = stream.is_queued and not owner.has_room(stream.among, stream.target)
+                    assert owner.is_cold or is_queued
 
     def _emit(self, action: Action) -> None:
         self._actions.append(action)
@@ -306,6 +343,10 @@ class Pool:
 
     def _on_network_ready(self, _event: NetworkReady, _now: float) -> None:
         self._builder.handle_network_ready()
+        self._attacher.doubt_anew()
+
+    def _on_still_waiting(self, event: StillWaiting, _now: float) -> None:
+        self._attacher.handle_still_waiting(event)
 
     def _on_attach_refused(self, event: AttachRefused, _now: float) -> None:
         self._attacher.handle_refused(event)
@@ -445,15 +486,14 @@ class Pool:
         self._builder.handle_connected()
         self._keys.handle_connected(there, secret=event.secret)
         for line in event.streams:
-            self._attacher.adopt(line)
+            self._attacher.adopt(line, is_held=event.leave_unattached)
         self._keys.recounted(now=now)
         self._rotation.handle_connected(event.max_dirtiness_seconds, self._builder.by_id.values())
         self._enter(Attachment.RELEASED, now)
         self._builder.fill(now)
         if self._keys.is_ready:
             return
-        # Somebody before us may have left streams waiting, whatever the option says now (tor-facts 4), and
-        # no circuit of ours can take them soon. For a stream that Tor serves already this is refused.
+        # Somebody before us left streams waiting, and no circuit of ours can take them soon.
         if event.leave_unattached:
             self._emit(GiveBack())
-        self._attacher.release_waiting("it waited before we came")
+            self._attacher.release_waiting("it waited before we came")

@@ -127,7 +127,8 @@ def _candidate(state: SlotState, circuits: Circuits, stream: Stream | None, now:
     circuit = state.circuit
     circuit_id = circuit.circuit_id if circuit is not None else None
     is_tried = stream is not None and circuit_id in stream.tried
-    takes_streams = circuit is not None and circuit.is_candidate and not is_tried
+    is_refusing = stream is not None and state.slot.name in circuits.refusing(stream.target)
+    takes_streams = circuit is not None and circuit.is_candidate and not is_tried and not is_refusing
     return Candidate(
         name=state.slot.name,
         key=circuits.number,
@@ -135,8 +136,14 @@ def _candidate(state: SlotState, circuits: Circuits, stream: Stream | None, now:
         streams=circuit.streams if circuit is not None else 0,
         max_streams=state.slot.max_streams,
         takes_streams=takes_streams,
-        why="could not connect this stream" if is_tried else _why(state, circuits, now),
+        why=_against(is_tried=is_tried, is_refusing=is_refusing) or _why(state, circuits, now),
     )
+
+
+def _against(*, is_tried: bool, is_refusing: bool) -> str:
+    if is_tried:
+        return "could not connect this stream"
+    return "its exit refuses the port of this stream" if is_refusing else ""
 
 
 def _why(state: SlotState, circuits: Circuits, now: float) -> str:

@@ -76,14 +76,16 @@ class Dispatcher(StreamTable):
         """Give the places that became free to those that have waited longest."""
         freed, self.freed = self.freed, []
         for circuit in freed:
-            owner = circuit.slot.owner
-            while circuit.is_candidate:
-                stream = self._queues.first(owner, circuit.slot.slot.name)
-                if stream is None:
-                    break
-                self.serve(stream)
-                if stream.is_queued:
-                    break
+            while circuit.is_candidate and self._serve_first(circuit):
+                pass
+
+    def _serve_first(self, circuit: Circuit) -> bool:
+        """Serve who has waited longest for the circuit; whether somebody has left the queue by that."""
+        stream = self._queues.first(circuit)
+        if stream is None:
+            return False
+        self.serve(stream)
+        return not stream.is_queued
 
     def release_waiting(self, why: str) -> None:
         """Hand all that wait to Tor."""
@@ -157,8 +159,8 @@ class Dispatcher(StreamTable):
         if dead_on and stream.failures:
             self._give_up(stream)
             return
-        circuit = circuits.candidate(dead_on, stream.among) or circuits.choose(
-            stream.tried, now=self.now, sticky=stream.sticky, among=stream.among
+        circuit = circuits.candidate(dead_on, stream.among, stream.target) or circuits.choose(
+            stream.tried, now=self.now, sticky=stream.sticky, among=stream.among, target=stream.target
         )
         if circuit is not None and stream.is_resolve and circuit.purpose is Purpose.CONTROLLER:
             # Built under another policy, or made so by another controller.
@@ -172,11 +174,17 @@ class Dispatcher(StreamTable):
         """No circuit can take the stream now."""
         if circuits.panic is PanicAction.TOR:
             self._release(stream, "too few circuits are healthy")
-        elif circuits.panic is PanicAction.HOLD or circuits.is_usable_among(stream.among):
-            if stream.tried and circuits.has_room(stream.among):
+        elif circuits.panic is PanicAction.HOLD or circuits.is_usable_among(stream.among, stream.target):
+            if stream.tried and circuits.has_room(stream.among, stream.target):
                 self._release(stream, "no other circuit can take it")
             else:
                 self._queue(stream, circuits)
+        elif circuits.is_usable_among(stream.among):
+            # To hold it is of no use: the circuits are there, and none of them leads where it goes.
+            if self.policy.failover.when_none is WhenNone.TOR:
+                self._release(stream, "every exit refuses its port")
+            else:
+                self._close(stream, "every exit refuses its port")
         else:
             match self.policy.failover.when_none:
                 case WhenNone.TOR:
@@ -236,7 +244,11 @@ class Dispatcher(StreamTable):
         circuit_id = circuit.circuit_id or TOR_CHOOSES
         circuit.connect_time.penalise(self.now)
         other = circuits.choose(
-            (*stream.tried, circuit_id), now=self.now, sticky=stream.sticky, among=stream.among
+            (*stream.tried, circuit_id),
+            now=self.now,
+            sticky=stream.sticky,
+            among=stream.among,
+            target=stream.target,
         )
         if other is None or other.purpose is not Purpose.CONTROLLER:
             return
@@ -244,6 +256,7 @@ class Dispatcher(StreamTable):
         self._count_failure(stream)
         stream.failures += 1
         stream.tried = (*stream.tried, circuit_id)
+        self._tally.redispatches += 1
         self._take_off(stream)
         self._attach(stream, other)
 

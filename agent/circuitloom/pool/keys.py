@@ -7,7 +7,8 @@ Rules of this file:
 * No key is begun that would take all keys together above ``max_circuits``.
 * A new identity (NEWNYM) is a new key for all streams to come: fresh circuits are built at once, and the
   old ones end with their streams.
-* Without isolation there is one key for all.
+* Without isolation there is one key for all; a new identity renews its circuits, each when its successor is
+  there: of an adopted one that is the next to be adopted.
 """
 
 from __future__ import annotations
@@ -238,6 +239,11 @@ class Keys:
                 self._retire(circuits)
         self._replenish()
 
+    def renew_relays(self) -> None:
+        """Another snapshot of the consensus is there."""
+        for circuits in self.all:
+            circuits.renew_relays()
+
     def drain(self, name: str) -> None:
         """Circuits of this name take no new streams, of any key."""
         self._drained.add(name)
@@ -271,6 +277,7 @@ class Keys:
         """Apply a new policy to every key's circuits; another isolation begins with fresh ones."""
         is_same = policy.balance.isolation is self._policy.balance.isolation
         self._policy = policy
+        self._builder.tally.keep({slot.name for slot in policy.slots})
         self._builder.rebuild = policy.failover.rebuild
         for circuits in list(self):
             if is_same:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, field
 
 from circuitloom.policy.health import PanicAction
 from circuitloom.pool.circuits import Circuits
 from circuitloom.pool.keys import Keys
 from circuitloom.pool.slots import Circuit, CircuitState, SlotState
+from circuitloom.pool.tally import Histogram
 from circuitloom.pool.tiers import PANIC_WORDS
 
 
@@ -33,6 +35,7 @@ class CircuitSnapshot:
         is_adopted: Whether another controller built it, or has to.
         weight_factor: Which part of its weight counts now, 0.1 to 1: less while it is fresh or degraded.
         is_degraded: Whether it has lost weight because it is much slower than the others.
+        connects: How long streams on the circuit took to connect.
     """
 
     name: str
@@ -52,11 +55,17 @@ class CircuitSnapshot:
     is_adopted: bool = False
     weight_factor: float = 1.0
     is_degraded: bool = False
+    connects: Histogram = field(default_factory=Histogram)
 
 
 @dataclass(frozen=True, slots=True)
 class PoolSnapshot:
-    """The whole pool; times are seconds, ``notice`` tells of another controller, or of a panic."""
+    """The whole pool; times are seconds.
+
+    Attributes:
+        streams_queued: Those of the waiting that wait for room.
+        notice: Tells of another controller, or of a panic.
+    """
 
     state: str
     since_seconds: float
@@ -69,6 +78,7 @@ class PoolSnapshot:
     released_total: int
     failed_total: int
     notice: str = ""
+    streams_queued: int = 0
 
 
 def panic_notice(keys: Keys) -> str:
@@ -96,6 +106,17 @@ def snapshot_circuits(keys: Keys, *, now: float) -> tuple[CircuitSnapshot, ...]:
         for circuit in circuits.draining
     ]
     return tuple(snapshots)
+
+
+def count_guards(keys: Keys) -> tuple[int, ...]:
+    """How many built circuits begin at each first relay, the most first."""
+    guards = Counter(
+        circuit.path[0].fingerprint
+        for circuits in keys.all
+        for circuit in circuits.members
+        if circuit.path and circuit.state is not CircuitState.LAUNCHED
+    )
+    return tuple(count for _, count in guards.most_common())
 
 
 def _snapshot_key(circuits: Circuits, now: float) -> list[CircuitSnapshot]:
@@ -160,4 +181,5 @@ def _snapshot(
         is_adopted=not state.is_ours_to_build if circuit is None else circuit.is_adopted,
         weight_factor=state.owner.weight_factor(circuit, now=now) if circuit else 1.0,
         is_degraded=circuit is not None and state.owner.is_degraded(circuit),
+        connects=circuit.connects if circuit else Histogram(),
     )

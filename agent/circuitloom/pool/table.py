@@ -68,6 +68,7 @@ class StreamTable:
         self._builder = builder
         self._rotation = rotation
         self._emit = emit
+        self._tally = builder.tally
         self._unanswered = Unanswered()
         self._queues = Queues()
         self.now = 0.0
@@ -86,6 +87,11 @@ class StreamTable:
         self._queues.clear()
         self.freed.clear()
         self._unanswered.clear()
+
+    @property
+    def queued(self) -> int:
+        """How many wait for room on a circuit."""
+        return len(self._queues)
 
     def check_invariants(self, counts: dict[Circuit, int]) -> None:
         """Assert what must always hold, and count the streams of each circuit; for tests.
@@ -117,6 +123,10 @@ class StreamTable:
         return ONE_FOR_ALL if self.policy.balance.isolation is Isolation.NONE else None
 
     def _attach(self, stream: Stream, circuit: Circuit) -> None:
+        if stream.state is StreamState.WAITING:
+            self._tally.waits.observe(self.now - stream.held_at)
+        if stream.failures:
+            self._tally.retries += 1
         self._queues.remove(stream)
         self.waiting.remove(stream)
         stream.state = StreamState.ATTACHED
@@ -125,6 +135,7 @@ class StreamTable:
         self._unanswered.begin(stream, circuit, now=self.now, is_timed=self._may_redispatch(circuit))
         state = circuit.slot
         state.attached_total += 1
+        state.tally.attached += 1
         self.attached_total += 1
         if circuit.key is None:
             circuit.key = stream.key
@@ -147,6 +158,7 @@ class StreamTable:
     def _close(self, stream: Stream, why: str) -> None:
         self._take_off(stream)
         stream.state = StreamState.RELEASED
+        self._tally.closed += 1
         self._emit(CloseStream(stream.stream_id, why))
 
     def _place(self, stream: Stream, circuit_id: CircuitId, *, is_news: bool = True) -> None:
@@ -190,10 +202,15 @@ class StreamTable:
             self._keys.remove_stream(stream.owner, now=self.now)
             stream.owner = None
 
-    def _count_failure(self, stream: Stream) -> None:
+    def _count_failure(self, stream: Stream, *, is_final: bool = False) -> None:
         if stream.circuit is not None:
-            stream.circuit.slot.failed_total += 1
+            slot = stream.circuit.slot
+            slot.failed_total += 1
             self.failed_total += 1
+            if is_final:
+                slot.tally.failed += 1
+            else:
+                slot.tally.detached += 1
 
     def _may_redispatch(self, circuit: Circuit) -> bool:
         """Whether a stream on its way over this circuit may be moved, by the policy and without loss."""

@@ -20,6 +20,7 @@ from circuitloom.policy.health import PanicAction
 from circuitloom.policy.types import Health, Policy, Role
 from circuitloom.pool.builder import Builder
 from circuitloom.pool.choosing import Choosers
+from circuitloom.pool.refusals import Refusals, port_of
 from circuitloom.pool.rotation import Rotation
 from circuitloom.pool.slots import Circuit, CircuitState, SlotState
 
@@ -66,6 +67,7 @@ class Tiers:
         self._ejector = Ejector[Circuit](policy.health.eject)
         self._alarm = Alarm(policy.health.panic)
         self._fitness = Fitness[Circuit](policy.health.slow_start_seconds, policy.health.degrade)
+        self._refusals = Refusals()
         self.slots: dict[str, SlotState] = {}
         self._outgoing: dict[str, Circuit] = {}
         self._members: dict[Circuit, None] = {}
@@ -88,8 +90,12 @@ class Tiers:
         """Whether at least one circuit that may serve is BUILT, full or not."""
         return self.active_built > 0 or (self.backups_serve and self.backup_built > 0) or bool(self._outgoing)
 
-    def is_usable_among(self, names: frozenset[str] | None) -> bool:
-        """Whether at least one of these circuits (None: of all) that may serve is BUILT, full or not."""
+    def is_usable_among(self, names: frozenset[str] | None, target: str = "") -> bool:
+        """Whether one of these circuits (None: of all) may serve a stream to a target, full or not."""
+        refusing = self.refusing(target)
+        if refusing:
+            serving = frozenset((*self.slots, *self._outgoing)).difference(self.drained)
+            names = (serving if names is None else names) - refusing
         if names is None:
             return self.is_usable
         return any(
@@ -100,9 +106,17 @@ class Tiers:
             for name in names
         ) or not names.isdisjoint(self._outgoing)
 
-    def has_room(self, names: frozenset[str] | None) -> bool:
-        """Whether at least one of these circuits (None: of all) may take a stream."""
-        return self._chooser.has_any(names)
+    def has_room(self, names: frozenset[str] | None, target: str = "") -> bool:
+        """Whether at least one of these circuits (None: of all) may take a stream to a target now."""
+        return self._chooser.has_any(names, self.refusing(target))
+
+    def queue_port(self, target: str) -> int:
+        """The port by which streams have to be told apart while they wait for room; 0: none."""
+        return port_of(target) if self._refusals.are_there(self._members) else 0
+
+    def refusing(self, target: str) -> frozenset[str]:
+        """Names of the circuits whose exits are known to refuse the port of a target."""
+        return self._refusals.to(target, self._members)
 
     def choose(
         self,
@@ -111,6 +125,7 @@ class Tiers:
         now: float,
         sticky: str | None = None,
         among: frozenset[str] | None = None,
+        target: str = "",
     ) -> Circuit | None:
         """The circuit for the next stream, or None when there is none below its limit.
 
@@ -119,11 +134,13 @@ class Tiers:
             now: The time (seconds of the pool's clock).
             sticky: Streams with the same value go to one circuit, if the policy asks for that.
             among: Names of the only circuits that may be chosen; None: all.
+            target: Where it goes (``host:port``): exits that refuse its port are not chosen.
         """
         if self._fitness.review_at <= now:
             for changed in self._fitness.review(partial(self._measured, now), now=now):
                 self._chooser.scale(changed.slot.slot.name, self._fitness.tenths(changed))
-        exclude = [
+        exclude = list(self.refusing(target))
+        exclude += [
             circuit.slot.slot.name
             for circuit_id in tried
             if (circuit := self._builder.by_id.get(CircuitId(circuit_id))) and circuit.is_candidate
@@ -134,18 +151,23 @@ class Tiers:
         state = self.slots.get(name)
         return self._outgoing[name] if state is None else state.circuit
 
-    def candidate(self, circuit_ids: Collection[CircuitId], among: frozenset[str] | None) -> Circuit | None:
+    def candidate(
+        self, circuit_ids: Collection[CircuitId], among: frozenset[str] | None, target: str = ""
+    ) -> Circuit | None:
         """One of these that may take a stream, without a turn of the chooser; None if none may.
 
         Args:
             circuit_ids: Of the circuits.
             among: Names of the only circuits that may be taken; None: all.
+            target: Where the stream goes.
         """
+        refusing = self.refusing(target)
         for circuit_id in circuit_ids:
             circuit = self._builder.by_id.get(circuit_id)
             if circuit is None or not circuit.is_candidate or circuit.slot.owner is not self:
                 continue
-            if among is None or circuit.slot.slot.name in among:
+            name = circuit.slot.slot.name
+            if name not in refusing and (among is None or name in among):
                 return circuit
         return None
 
@@ -299,6 +321,7 @@ class Tiers:
 
     def _join(self, circuit: Circuit) -> None:
         """The circuit serves in its slot from now on."""
+        self._refusals.forget()
         if self._is_kept(circuit.slot) and self._counts(circuit.slot):
             self._ejector.add(circuit)
         self._tiers_changed(circuit.slot, +1)
@@ -306,6 +329,7 @@ class Tiers:
     def _leave(self, circuit: Circuit) -> None:
         """The circuit serves no longer; of fewer circuits fewer may be ejected."""
         self._fitness.forget(circuit)
+        self._refusals.forget()
         was_ejected = circuit in self._ejector.out
         back = self._ejector.remove(circuit)
         if was_ejected:
@@ -332,6 +356,7 @@ class Tiers:
     def _restart_chooser(self) -> None:
         """Start fair again, after weights, limits, tiers or the algorithm changed."""
         self._chooser = Choosers(self._policy, self._builder.uniform)
+        self._refusals.forget()
         built = [state.circuit for state in self.slots.values() if state.circuit and self._counts(state)]
         back = self._ejector.keep(built)
         roles = [circuit.slot.slot.role for circuit in built if circuit not in self._ejector.out]
