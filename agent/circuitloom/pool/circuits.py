@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
-from circuitloom.health import Alarm
+from circuitloom.health import LEAST, WHOLE, Alarm
 from circuitloom.kinds import Kind
 from circuitloom.model import Action, CircuitEvent, CircuitId, CircuitStatus, Purpose, RecordedCircuit
 from circuitloom.policy.health import PanicAction
@@ -387,6 +387,7 @@ class Circuits(Succession):
             assert (circuit.state is CircuitState.BUILT) == (circuit.slot.circuit is circuit)
             assert circuit.streams == streams.get(circuit, 0)
             assert circuit.is_candidate == self._may_serve(circuit)
+            assert LEAST <= self._fitness.tenths(circuit) <= WHOLE
             if circuit.is_candidate and self.key is not None:
                 assert circuit.key in {None, self.key}
         for name, state in self.slots.items():
