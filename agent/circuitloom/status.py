@@ -231,9 +231,12 @@ def plan_text(plan: Mapping[str, Sequence[str]]) -> str:
 
 def _row(circuit: Mapping[str, Any]) -> tuple[str, ...]:
     age = circuit["age_seconds"]
+    state = circuit["state"]
+    if state == "built" and circuit.get("weight_factor", 1) < 1:
+        state += ", slow" if circuit["is_degraded"] else ", fresh"
     return (
         circuit["name"],
-        circuit["state"],
+        state,
         "-" if age is None else _duration(age),
         str(circuit["streams"]),
         _count(circuit["attached_total"]),

@@ -34,7 +34,7 @@ from circuitloom.model import (
     TakeOverRefused,
 )
 from circuitloom.paths import Relays
-from circuitloom.policy.health import Panic
+from circuitloom.policy.health import Degrade, Panic
 from circuitloom.policy.rotation import Rotation
 from circuitloom.policy.types import (
     Algorithm,
@@ -82,6 +82,8 @@ def policy_of(
     eject: Eject | None = None,
     rotation: Rotation | None = None,
     panic: Panic | None = None,
+    slow_start_seconds: float | None = None,
+    degrade: Degrade | None = None,
 ) -> Policy:
     """A policy; a slot with nothing but a name may be given as that."""
     return Policy(
@@ -91,7 +93,7 @@ def policy_of(
         ),
         failover=Failover(when_none, min_active, rebuild or Rebuild(), retry or Retry(), redispatch_seconds),
         rules=rules,
-        health=Health(eject, panic),
+        health=Health(eject, panic, slow_start_seconds, degrade),
         rotation=rotation or Rotation(),
     )
 

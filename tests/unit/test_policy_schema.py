@@ -138,6 +138,7 @@ def test_keys_without_default_are_those_whose_description_says_how() -> None:
         "session_group",
         "circuits",
         "action",
+        "slow_start",
         "max_age",
         "max_streams_total",
         "max_bytes",
@@ -260,6 +261,8 @@ failover:
 health:
   eject: {consecutive_failures: 6, base: 40s, max_percent: 70}
   panic: {threshold: 40%%, action: hold}
+  slow_start: 4s
+  degrade: {slower_than: 150%%, interval: 500ms}
 rotation: {max_age: 90s, max_streams_total: 11, max_bytes: 2kB, drain: 5s, jitter: 3%%}
 log: {level: debug, format: plain, destinations: full}
 admin: {socket: /s}
@@ -298,7 +301,8 @@ rounds: {command: [/h, x], interval: 9s, first_after: 1s, rounds: 4, schedule: e
         "retry=Retry(attempts=4, budget=0.5, exhausted=<WhenExhausted.CLOSE: 'close'>), "
         "redispatch_seconds=2.5, when_contended=<WhenContended.STAND_ASIDE: 'stand-aside'>), "
         "health=Health(eject=Eject(consecutive_failures=6, base_seconds=40.0, max_percent=70), "
-        "panic=Panic(threshold=0.4, action=<PanicAction.HOLD: 'hold'>)), "
+        "panic=Panic(threshold=0.4, action=<PanicAction.HOLD: 'hold'>), "
+        "slow_start_seconds=4.0, degrade=Degrade(slower_than=1.5, interval_seconds=0.5)), "
         "rotation=Rotation(max_age_seconds=90.0, max_streams_total=11, max_bytes=2000, drain_seconds=5.0, "
         "jitter=0.03), "
         "log=Log(level=<LogLevel.DEBUG: 'debug'>, format=<LogFormat.PLAIN: 'plain'>, "

@@ -140,6 +140,8 @@ def test_the_document_is_json_and_rounded() -> None:
         "weight_share": 0.75,
         "key": 0,
         "is_adopted": False,
+        "weight_factor": 1.0,
+        "is_degraded": False,
         "connect_p50_seconds": None,
         "connect_p99_seconds": None,
         "exit_country": None,

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
-from circuitloom.health import Alarm
+from circuitloom.health import LEAST, WHOLE, Alarm
 from circuitloom.kinds import Kind
 from circuitloom.model import Action, CircuitEvent, CircuitId, CircuitStatus, Purpose, RecordedCircuit
 from circuitloom.policy.health import PanicAction
@@ -240,11 +240,15 @@ class Circuits(Succession):
         match event.status:
             case CircuitStatus.BUILT:
                 if circuit.state is CircuitState.LAUNCHED:
+                    if circuit.path:
+                        self._builder.planner.guard_worked(circuit.path[0].fingerprint)
                     circuit.path = event.path
                     self._builder.finish(circuit, now=now)
                     self._serve(circuit, "built", now=now)
                     self.is_cold = self.is_cold and not self.is_ready
             case CircuitStatus.FAILED | CircuitStatus.CLOSED:
+                if circuit.state is CircuitState.LAUNCHED and circuit.path and not event.path:
+                    self._builder.planner.guard_failed(circuit.path[0].fingerprint, now=now)
                 self.lose(circuit, _reason(event), now=now)
             case CircuitStatus.PURPOSE_CHANGED:
                 if purpose not in _OUR_PURPOSES:
@@ -384,6 +388,7 @@ class Circuits(Succession):
             assert (circuit.state is CircuitState.BUILT) == (circuit.slot.circuit is circuit)
             assert circuit.streams == streams.get(circuit, 0)
             assert circuit.is_candidate == self._may_serve(circuit)
+            assert LEAST <= self._fitness.tenths(circuit) <= WHOLE
             if circuit.is_candidate and self.key is not None:
                 assert circuit.key in {None, self.key}
         for name, state in self.slots.items():

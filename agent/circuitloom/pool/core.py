@@ -113,7 +113,6 @@ class Pool:
         self._take_over_at: float | None = None
         self._dispatch: dict[type[Any], Callable[[Any, float], None]] = {
             CircuitEvent: self._on_circuit,
-            CircuitBandwidth: self._on_bandwidth,
             ConfChanged: self._on_conf_changed,
             SignalReceived: self._on_signal,
             NetworkReady: self._on_network_ready,
@@ -156,6 +155,10 @@ class Pool:
                 self._evaluate(now)
             elif self._builder.is_anything_wanted:
                 self._builder.fill(now)
+        elif isinstance(event, CircuitBandwidth):
+            # As frequent as streams: those that wait are not looked at for it.
+            self._on_bandwidth(event)
+            self._builder.fill(now)
         else:
             self._dispatch[type(event)](event, now)
             self._evaluate(now)
@@ -337,7 +340,7 @@ class Pool:
             circuit.slot.owner.handle_event(circuit, event, now=now)
             self._keys.sweep()
 
-    def _on_bandwidth(self, event: CircuitBandwidth, _now: float) -> None:
+    def _on_bandwidth(self, event: CircuitBandwidth) -> None:
         circuit = self._builder.by_id.get(event.circuit_id)
         if circuit is not None:
             self._rotation.count_bytes(circuit, event.read_bytes + event.written_bytes)

@@ -172,7 +172,10 @@ def _why(state: SlotState, circuits: Circuits, now: float) -> str:
     if state.circuit is None:
         return "is being built" if state.retry_at is None else "waits to be built again"
     if state.circuit.is_candidate:
-        return "takes streams in its turn" + (", until its successor is built" if state.is_outdated else "")
+        factor = circuits.weight_factor(state.circuit, now=now)
+        reduced = "" if factor == 1 else f", with {factor:.0%} of its weight"
+        replaced = ", until its successor is built" if state.is_outdated else ""
+        return f"takes streams in its turn{reduced}{replaced}"
     return _why_not(state, circuits, circuits.ejected_until(state.circuit), now)
 
 

@@ -54,6 +54,7 @@ class Succession(Tiers):
         circuit.state = CircuitState.BUILT
         circuit.built_at = now
         self._rotation.begin(circuit)
+        self._fitness.begin(circuit, now=now)
         circuit.exit_ports = self._builder.planner.exit_ports(circuit.path)
         predecessor, state.circuit, state.is_outdated = state.circuit, circuit, False
         names = ", ".join(hop.nickname or hop.fingerprint[:8] for hop in circuit.path)
