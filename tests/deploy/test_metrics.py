@@ -1,4 +1,4 @@
-"""What an operator reads of a sandboxed agent: metrics through a link or on loopback, and the journal's fields."""
+"""What an operator reads of a sandboxed agent: metrics by a link or on loopback, and the journal's fields."""
 
 from __future__ import annotations
 
