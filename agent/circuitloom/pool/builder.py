@@ -112,7 +112,7 @@ class Builder:
             state = next(iter(self._wanted))
             del self._wanted[state]
             slot = state.slot
-            hops = self.planner.plan(state, slot.path) if isinstance(slot.path, PathRules) else ()
+            hops = self.planner.plan(state, slot.path, now=now) if isinstance(slot.path, PathRules) else ()
             if hops is None:
                 self._unplanned[state] = None
                 continue

@@ -239,11 +239,15 @@ class Circuits(Succession):
         match event.status:
             case CircuitStatus.BUILT:
                 if circuit.state is CircuitState.LAUNCHED:
+                    if circuit.path:
+                        self._builder.planner.guard_worked(circuit.path[0].fingerprint)
                     circuit.path = event.path
                     self._builder.finish(circuit, now=now)
                     self._serve(circuit, "built", now=now)
                     self.is_cold = self.is_cold and not self.is_ready
             case CircuitStatus.FAILED | CircuitStatus.CLOSED:
+                if circuit.state is CircuitState.LAUNCHED and circuit.path and not event.path:
+                    self._builder.planner.guard_failed(circuit.path[0].fingerprint, now=now)
                 self.lose(circuit, _reason(event), now=now)
             case CircuitStatus.PURPOSE_CHANGED:
                 if purpose not in _OUR_PURPOSES:

@@ -271,7 +271,8 @@ class Dispatcher(StreamTable):
             for stream in self.streams.values()
         ):
             self._rotation.postpone(circuit)
-        elif circuit.circuit_id is not None:
+        else:
+            assert circuit.circuit_id is not None, "what drains was BUILT"
             self._rotation.cut(circuit)
             left = "1 stream" if circuit.streams == 1 else f"{circuit.streams} streams"
             message = f"circuit {circuit.label} is closed with {left}: its time to drain is over"
