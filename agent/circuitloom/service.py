@@ -22,23 +22,29 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from circuitloom import logs, wire
+from circuitloom import __version__, logs, wire
 from circuitloom.admin import AdminServer
 from circuitloom.adopting import adopt_circuit
 from circuitloom.conductor import Conductor, ConductorEvents
+from circuitloom.countries import Countries
+from circuitloom.directory import Directory
 from circuitloom.errors import CircuitloomError, ControlUnreachable, PolicyError
+from circuitloom.kinds import Kind
 from circuitloom.link import RESERVED_OPTIONS, Link, LinkEvents
+from circuitloom.metrics import AgentCounts, Exporter, Reading
 from circuitloom.model import (
     LEAVE_UNATTACHED,
     TOR_CHOOSES,
     Action,
     Announce,
+    AskWaiting,
     AttachRefused,
     AttachStream,
     BuildAccepted,
     BuildCircuit,
     BuildRefused,
     CircuitAdopted,
+    CircuitEvent,
     CircuitId,
     CircuitStatus,
     CloseCircuit,
@@ -51,6 +57,7 @@ from circuitloom.model import (
     GiveBack,
     Purpose,
     ReleaseStream,
+    StillWaiting,
     StopRequested,
     StreamEvent,
     StreamId,
@@ -58,17 +65,19 @@ from circuitloom.model import (
     TakeOverRefused,
 )
 from circuitloom.operation import CHANGING, Agent, commands
+from circuitloom.paths import Relays
 from circuitloom.policy import Policy, read_policy
 from circuitloom.pool import Pool
+from circuitloom.recording.recorder import Recorder
 from circuitloom.release import give_back
 from circuitloom.rounds.types import Served
 from circuitloom.session import connect_once, ignore_reply
 from circuitloom.state import StateFile
-from circuitloom.status import status_document, status_line
+from circuitloom.status import event_document, status_document, status_line
 from circuitloom.systemd import Notifier, watchdog_seconds
 from circuitloom.wire import ControlEvent, Reply
 
-STOP_SECONDS = 3.0
+STOP_SECONDS = 4.0
 """For giving back at the end; with the rest of a stop this stays below the 5 s that are promised."""
 
 _log = logging.getLogger(__name__)
@@ -81,9 +90,12 @@ class Service:
         policy_path: The policy, read again at each reload.
         policy: What it says now.
         state: Where circuits are written down for the next agent, and rounds; None: nowhere.
+        record: Where what happens is written down for a simulation; None: nowhere.
     """
 
-    def __init__(self, policy_path: str, policy: Policy, *, state: Path | None = None) -> None:
+    def __init__(
+        self, policy_path: str, policy: Policy, *, state: Path | None = None, record: Path | None = None
+    ) -> None:
         self._policy_path = policy_path
         self._policy = policy
         self._loop = asyncio.get_running_loop()
@@ -91,6 +103,8 @@ class Service:
         self._random = random.Random()  # noqa: S311
         self._pool = Pool(policy, uniform=self._random.random, now=self._loop.time())
         self._state = StateFile(state)
+        self._record = record
+        self._recorder: Recorder | None = None
         self._is_state_loaded = False
         self._claims = self._pool.claims
         self._stop = asyncio.Event()
@@ -99,13 +113,20 @@ class Service:
         self._status_timer: asyncio.TimerHandle | None = None
         self._status_text = ""
         self._notifier = Notifier()
+        self._counts = AgentCounts()
+        self._counted = 0
+        self._exporter = Exporter(self._read_numbers)
+        self._countries = Countries(self._send)
+        self._directory = Directory(policy.tor, ask=self._send, take=self._renew_relays)
+        self._directory.apply(policy)
         self._link = Link(
             policy.tor,
             LinkEvents(
                 connected=self._on_connected,
                 event=self._on_event,
-                turn=self._on_turn,
+                turn=self._on_read,
                 lost=self._on_lost,
+                directory=self._directory.handle_news,
                 reserved=self._handle,
                 pulse=self._notifier.watchdog,
                 news=self._tell_status,
@@ -127,7 +148,7 @@ class Service:
             policy=lambda: self._pool.policy,
             status=self._status_document,
             give=self._handle,
-            read=lambda: read_policy(self._policy_path),
+            read=self._read_policy,
             apply=self._apply,
             explain=lambda stream_id: self._pool.explain(stream_id, now=self._loop.time()),
             adopt=lambda name, circuit_id: adopt_circuit(
@@ -140,6 +161,7 @@ class Service:
         self._carry_out: dict[type[Any], Callable[[Any], None]] = {
             TakeOver: self._take_over,
             GiveBack: self._give_back,
+            AskWaiting: self._ask_waiting,
             AttachStream: self._attach,
             ReleaseStream: self._release,
             CloseStream: self._close_stream,
@@ -155,26 +177,36 @@ class Service:
             The exit code: 0, or 70 after a fault of our own.
 
         Raises:
-            CannotCreate: The admin socket cannot be made.
+            CannotCreate: The admin socket, or the recording, cannot be made.
         """
         self._loop.set_exception_handler(self._on_fault)
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, self._stop.set)
         self._loop.add_signal_handler(signal.SIGHUP, self._reload)
+        if self._record is not None:
+            self._recorder = Recorder(self._record)
         await self._admin.start()
         self._link.start_guard()
+        self._link.count_bytes(is_wanted=self._policy.rotation.max_bytes is not None)
         self._conductor.apply(self._policy)
+        self._exporter.apply(self._policy.metrics)
         connecting = self._loop.create_task(self._link.stay_connected())
         tasks = (
             connecting,
             self._loop.create_task(self._link.keep_pulse()),
             self._loop.create_task(self._link.keep_beat()),
+            self._loop.create_task(self._directory.keep_current()),
         )
         for task in tasks:
             task.add_done_callback(self._on_task_done)
         self._status_text = self._status_line()
         self._notifier.ready(self._status_text)
-        _log.info("started with %s: %d circuits", self._policy_path, len(self._policy.slots))
+        _log.info(
+            "started with %s: %d circuits",
+            self._policy_path,
+            len(self._policy.slots),
+            extra=logs.about(Kind.STARTED),
+        )
         is_given_back = False
         try:
             await self._stop.wait()
@@ -188,8 +220,11 @@ class Service:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             self._link.close(is_given_back=is_given_back)
+            await self._exporter.close()
             await self._admin.close()
-        _log.info("stopped")
+            if self._recorder is not None:
+                self._recorder.close()
+        _log.info("stopped", extra=logs.about(Kind.STOPPED))
         return 70 if self._failure else 0
 
     # --- what the link tells -------------------------------------------------------------------------------
@@ -198,20 +233,40 @@ class Service:
         if not self._is_state_loaded:
             self._is_state_loaded = True
             event = dataclasses.replace(event, records=self._state.load())
+        self._counts.connections += 1
+        self._countries.forget()
         self._handle(event)
+        self._directory.handle_connected()
 
     def _on_event(self, event: ControlEvent) -> None:
-        for action in self._pool.handle(event, now=self._loop.time()):
+        actions = self._pool.handle(event, now=self._loop.time())
+        if self._recorder is not None:
+            self._recorder.take(event, actions)
+        for action in actions:
             self._carry_out[type(action)](action)
         if not isinstance(event, StreamEvent):
             self._tell_status()
             self._conductor.look()
+            if isinstance(event, CircuitEvent) and event.status is CircuitStatus.FAILED:
+                self._directory.ask_guards()
             if isinstance(event, ConfChanged) and not event.values.keys().isdisjoint(RESERVED_OPTIONS):
                 self._link.ask_reserved()
 
     def _on_lost(self) -> None:
+        self._directory.handle_disconnected()
         if not self._stop.is_set():
             self._handle(Disconnected())
+
+    def _on_read(self) -> None:
+        """All that one read brought is handled, and leaves now: what it decided took as long as this."""
+        attached = self._pool.attached_total
+        if attached != self._counted:
+            session = self._link.session
+            if session is not None:
+                seconds = self._loop.time() - session.read_at
+                self._counts.decisions.observe(seconds, attached - self._counted)
+            self._counted = attached
+        self._on_turn()
 
     def _on_turn(self) -> None:
         """All that one read brought is handled: write down and arm the timer once for all of it."""
@@ -232,15 +287,23 @@ class Service:
         self._handle(DeadlinePassed())
 
     def _handle(self, event: Event) -> None:
-        self._perform(self._pool.handle(event, now=self._loop.time()))
+        actions = self._pool.handle(event, now=self._loop.time())
+        if self._recorder is not None:
+            self._recorder.take(event, actions)
+        self._perform(actions)
         if isinstance(event, Connected | Disconnected):
             self._conductor.look()
 
     def _perform(self, actions: list[Action]) -> None:
         for action in actions:
             self._carry_out[type(action)](action)
+        # What a deadline or an order attached has not been read a moment ago.
+        self._counted = self._pool.attached_total
         self._on_turn()
         self._tell_status()
+
+    def _renew_relays(self, relays: Relays) -> None:
+        self._perform(self._pool.renew_relays(relays, now=self._loop.time()))
 
     # --- what the pool asks for ----------------------------------------------------------------------------
 
@@ -253,6 +316,7 @@ class Service:
             if not reply.is_ok:
                 self._handle(TakeOverRefused(reply.text))
 
+        self._counts.takeovers += 1
         self._link.beat()
         self._send(wire.command("SETCONF", f"{LEAVE_UNATTACHED}=1"), check)
 
@@ -261,19 +325,30 @@ class Service:
             if not reply.is_ok:
                 _log.error("Tor refused to reset %s: %s", LEAVE_UNATTACHED, reply.text)
 
+        self._counts.give_backs += 1
         self._send(wire.command("RESETCONF", LEAVE_UNATTACHED), check)
+
+    def _ask_waiting(self, _action: AskWaiting) -> None:
+        def take(reply: Reply) -> None:
+            if reply.is_ok:
+                self._handle(StillWaiting(frozenset(wire.waiting_streams(reply))))
+
+        self._send(wire.command("GETINFO", "stream-status"), take)
 
     def _attach(self, action: AttachStream) -> None:
         stream_id, circuit_id, name = action
         if _log.isEnabledFor(logging.DEBUG):
             algorithm = self._policy.balance.algorithm.value
-            _log.debug("stream %s -> circuit %s (%s), %s", stream_id, name, circuit_id, algorithm)
+            about = logs.about(Kind.STREAM_ATTACHED, circuit=name, circuit_id=circuit_id, stream_id=stream_id)
+            what = "stream %s%s -> circuit %s (%s), %s"
+            to = self._pool.shown_target(stream_id)
+            _log.debug(what, stream_id, to, name, circuit_id, algorithm, extra=about)
         self._send(
             wire.attach_stream(stream_id, circuit_id), partial(self._on_attach_reply, stream_id, circuit_id)
         )
 
     def _release(self, action: ReleaseStream) -> None:
-        _log.debug("stream %s -> Tor, %s", action.stream_id, action.why)
+        self._tell_stream("stream %s%s -> Tor, %s", Kind.STREAM_RELEASED, action)
         self._send(
             wire.attach_stream(action.stream_id, TOR_CHOOSES),
             partial(self._on_attach_reply, action.stream_id, TOR_CHOOSES),
@@ -284,9 +359,15 @@ class Service:
             self._handle(AttachRefused(stream_id, circuit_id, reply.code, reply.text))
 
     def _close_stream(self, action: CloseStream) -> None:
-        _log.debug("stream %s closed, %s", action.stream_id, action.why)
+        self._tell_stream("stream %s%s closed, %s", Kind.STREAM_CLOSED, action)
         # 1 is REASON_MISC (tor-spec 6.3): the application sees a general failure at once.
         self._send(wire.command("CLOSESTREAM", action.stream_id, "1"), ignore_reply)
+
+    def _tell_stream(self, what: str, kind: Kind, action: ReleaseStream | CloseStream) -> None:
+        if _log.isEnabledFor(logging.DEBUG):
+            to = self._pool.shown_target(action.stream_id)
+            about = logs.about(kind, stream_id=action.stream_id)
+            _log.debug(what, action.stream_id, to, action.why, extra=about)
 
     def _build(self, action: BuildCircuit) -> None:
         def take(reply: Reply) -> None:
@@ -327,10 +408,8 @@ class Service:
         self._perform(self._pool.replace_circuit(circuit_id, now=self._loop.time()))
 
     def _announce(self, action: Announce) -> None:
-        _log.log(logs.LEVEL[action.severity], "%s", action.message)
-        self._admin.publish(
-            {"time": round(time.time(), 3), "severity": action.severity, "message": action.message}
-        )
+        logs.announce(_log, action)
+        self._admin.publish(event_document(action, at=time.time()))
 
     def _take_adopted(self, event: CircuitAdopted) -> str | None:
         fault = self._pool.why_not_adopted(event)
@@ -344,6 +423,7 @@ class Service:
 
     def _status_line(self) -> str:
         snapshot = self._pool.snapshot(now=self._loop.time())
+        self._countries.want({c.exit_fingerprint for c in snapshot.circuits if c.exit_fingerprint})
         return status_line(snapshot, self._policy, self._link.disconnected_reason)
 
     def _tell_status(self) -> None:
@@ -358,6 +438,7 @@ class Service:
 
     def _send_status(self) -> None:
         self._status_timer = None
+        logs.tell_suppressed()
         self._save_state()
         text = self._status_line()
         if text != self._status_text:
@@ -372,21 +453,41 @@ class Service:
             reason=self._status_line(),
             tor_version=self._link.tor_version,
             guard_pid=self._link.guard_pid,
+            country_of=self._countries.of,
         )
         return document | {"rounds": self._conductor.summary()}
 
+    def _read_numbers(self) -> Reading:
+        return Reading(
+            snapshot=self._pool.snapshot(now=self._loop.time()),
+            tally=self._pool.tally,
+            counts=self._counts,
+            guards=self._pool.guards(),
+            version=__version__,
+            tor_version=self._link.tor_version,
+        )
+
     # --- reload and stop -----------------------------------------------------------------------------------
+
+    def _read_policy(self) -> Policy:
+        try:
+            return read_policy(self._policy_path)
+        except PolicyError:
+            self._counts.reloads_refused += 1
+            self._counts.is_policy_current = False
+            raise
 
     def _reload(self) -> None:
         self._notifier.reloading()
         try:
-            policy = read_policy(self._policy_path)
+            policy = self._read_policy()
         except PolicyError as error:
             for fault in error.faults:
-                _log.error("%s", fault)
+                _log.error("%s", fault, extra=logs.about(Kind.RELOAD_REFUSED))
             count = len(error.faults)
             faults = "1 fault" if count == 1 else f"{count} faults"
-            _log.error("reload refused: the policy has %s, the old one stays", faults)
+            what = "reload refused: the policy has %s, the old one stays"
+            _log.error(what, faults, extra=logs.about(Kind.RELOAD_REFUSED))
             self._status_text = f"reload refused: {error.faults[0]}"
         else:
             self._apply(policy)
@@ -401,8 +502,14 @@ class Service:
         self._policy = dataclasses.replace(policy, tor=old.tor, admin=old.admin)
         logs.configure(policy.log)
         self._perform(self._pool.replace_policy(self._policy, now=self._loop.time()))
+        self._link.count_bytes(is_wanted=policy.rotation.max_bytes is not None)
         self._conductor.apply(self._policy)
-        _log.info("reloaded %s: %d circuits", self._policy_path, len(policy.slots))
+        self._exporter.apply(self._policy.metrics)
+        self._counts.reloads_applied += 1
+        self._counts.is_policy_current = True
+        self._directory.apply(self._policy)
+        about = logs.about(Kind.RELOADED)
+        _log.info("reloaded %s: %d circuits", self._policy_path, len(policy.slots), extra=about)
 
     async def _give_everything_back(self) -> bool:
         """Give back over the connection we have, or over a new one when it was lost a moment ago.
@@ -421,7 +528,8 @@ class Service:
                     handed = await give_back(session)
                 finally:
                     session.close()
-                _log.info("Tor assigns all streams again, %d waited", handed)
+                about = logs.about(Kind.GIVEN_BACK)
+                _log.info("Tor assigns all streams again, %d waited", handed, extra=about)
                 return True
         except ControlUnreachable:
             _log.info("Tor is not there: nothing to give back")
@@ -439,7 +547,8 @@ class Service:
     def _on_fault(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         """A fault of our own: one line, give back, end with 70, and let systemd start us anew."""
         error = context.get("exception")
-        _log.critical("internal fault (%s): giving back and stopping", _describe(error, context))
+        what = "internal fault (%s): giving back and stopping"
+        _log.critical(what, _describe(error, context), extra=logs.about(Kind.FAULT))
         self._failure = error if isinstance(error, BaseException) else RuntimeError("unknown")
         self._stop.set()
 

@@ -18,6 +18,7 @@ from circuitloom.policy import (
     Algorithm,
     Balance,
     ColdStart,
+    Destinations,
     Eject,
     Failover,
     Health,
@@ -25,6 +26,7 @@ from circuitloom.policy import (
     Log,
     LogFormat,
     LogLevel,
+    Metrics,
     OnFailure,
     Policy,
     Rebuild,
@@ -84,7 +86,7 @@ def test_every_key_is_described_in_whole_sentences(part: dict[str, Any]) -> None
 
 @pytest.mark.parametrize("part", PARTS)
 def test_every_mapping_refuses_unknown_keys(part: dict[str, Any]) -> None:
-    assert (part.get("type") == "object") == ("properties" in part)
+    assert ("object" in part.get("type", ())) == ("properties" in part)
     if "properties" in part:
         assert part["additionalProperties"] is False
         assert set(part.get("required", ())) <= set(part["properties"])
@@ -136,9 +138,21 @@ def test_keys_without_default_are_those_whose_description_says_how() -> None:
         "session_group",
         "circuits",
         "action",
+        "max_age",
+        "max_streams_total",
+        "max_bytes",
+        "drain",
         "rounds",
         "env",
         "after",
+        "textfile",
+        "listen",
+        "agent",
+        "country",
+        "fingerprint",
+        "nickname",
+        "ports",
+        "same_exit_as",
     }
 
 
@@ -152,6 +166,7 @@ def test_keys_without_default_are_those_whose_description_says_how() -> None:
         (("failover", "when_none"), WhenNone),
         (("log", "level"), LogLevel),
         (("log", "format"), LogFormat),
+        (("log", "destinations"), Destinations),
         (("rounds", "schedule"), Schedule),
         (("rounds", "on_failure"), OnFailure),
     ],
@@ -198,6 +213,7 @@ def test_schema_defaults_are_the_defaults_of_the_dataclasses() -> None:
         failover=Failover(min_active=2, rebuild=Rebuild()),
         log=Log(),
         admin=Admin(),
+        metrics=Metrics(),
     )
 
     assert expected == parse_policy(MINIMAL, name="minimal")
@@ -241,9 +257,13 @@ failover:
   min_active: 1
   rebuild: {initial: 250ms, max: 2h, jitter: 5%%}
   retry: {attempts: 4, budget: 50%%, exhausted: close}
-health: {eject: {consecutive_failures: 6, base: 40s, max_percent: 70}}
-log: {level: debug, format: plain}
+health:
+  eject: {consecutive_failures: 6, base: 40s, max_percent: 70}
+  panic: {threshold: 40%%, action: hold}
+rotation: {max_age: 90s, max_streams_total: 11, max_bytes: 2kB, drain: 5s, jitter: 3%%}
+log: {level: debug, format: plain, destinations: full}
 admin: {socket: /s}
+metrics: {textfile: /m.prom, interval: 20s, listen: "[::1]:9955", agent: one}
 rules:
   - match: {port: [25, 80-90], host: [.Example.com], socks_user: t*, source: [10.0.0.0/8], session_group: 3}
     circuits: [a, b]
@@ -277,13 +297,19 @@ rounds: {command: [/h, x], interval: 9s, first_after: 1s, rounds: 4, schedule: e
         "rebuild=Rebuild(initial_seconds=0.25, max_seconds=7200.0, jitter=0.05), "
         "retry=Retry(attempts=4, budget=0.5, exhausted=<WhenExhausted.CLOSE: 'close'>), "
         "redispatch_seconds=2.5, when_contended=<WhenContended.STAND_ASIDE: 'stand-aside'>), "
-        "health=Health(eject=Eject(consecutive_failures=6, base_seconds=40.0, max_percent=70)), "
-        "log=Log(level=<LogLevel.DEBUG: 'debug'>, format=<LogFormat.PLAIN: 'plain'>), "
+        "health=Health(eject=Eject(consecutive_failures=6, base_seconds=40.0, max_percent=70), "
+        "panic=Panic(threshold=0.4, action=<PanicAction.HOLD: 'hold'>)), "
+        "rotation=Rotation(max_age_seconds=90.0, max_streams_total=11, max_bytes=2000, drain_seconds=5.0, "
+        "jitter=0.03), "
+        "log=Log(level=<LogLevel.DEBUG: 'debug'>, format=<LogFormat.PLAIN: 'plain'>, "
+        "destinations=<Destinations.FULL: 'full'>), "
         "admin=Admin(socket='/s'), "
         f"rules={policy.rules}, "
         "rounds=Rounds(command=('/h', 'x'), interval_seconds=9.0, first_after_seconds=1.0, rounds=4, "
         "schedule=<Schedule.EVERY_CIRCUIT: 'every-circuit'>, timeout_seconds=8.0, env=('A', 'B=c'), "
-        "on_failure=<OnFailure.DRAIN: 'drain'>, require_probe=False))"
+        "on_failure=<OnFailure.DRAIN: 'drain'>, require_probe=False), "
+        "metrics=Metrics(textfile='/m.prom', interval_seconds=20.0, listen=('::1', 9955), agent='one'), "
+        "diversity=Diversity(exit=False, family=False, subnet=False))"
     )
     nowhere = Match()
     assert policy.rules == (

@@ -13,6 +13,10 @@ from enum import StrEnum
 from ipaddress import IPv4Network, IPv6Network
 
 from circuitloom.model import Purpose
+from circuitloom.policy.health import Panic
+from circuitloom.policy.operating import Log, Metrics
+from circuitloom.policy.path_types import Diversity, PathRules
+from circuitloom.policy.rotation import Rotation
 
 DEFAULT_CONTROL_PATH = "/run/tor/control"
 DEFAULT_ADMIN_SOCKET = "/run/circuitloom/admin.sock"
@@ -124,23 +128,6 @@ class OnFailure(StrEnum):
     NEXT_CIRCUIT = "next-circuit"
     SKIP = "skip"
     DRAIN = "drain"
-
-
-class LogLevel(StrEnum):
-    """The least severe lines that are written."""
-
-    DEBUG = "debug"
-    INFO = "info"
-    WARNING = "warning"
-    ERROR = "error"
-
-
-class LogFormat(StrEnum):
-    """``journal`` prefixes each line with ``<priority>``; ``auto`` does so under systemd only."""
-
-    AUTO = "auto"
-    JOURNAL = "journal"
-    PLAIN = "plain"
 
 
 @dataclass(frozen=True, slots=True)
@@ -285,7 +272,8 @@ class Slot:
         name: Unique in the policy; ``count: 8`` of ``swarm`` gives ``swarm-1`` to ``swarm-8``.
         weight: Its share against the other circuits' weights.
         role: Active, or backup.
-        path: Fingerprints (40 upper-case hex digits, no ``$``) from the first hop on, or None: Tor chooses.
+        path: Fingerprints (40 upper-case hex digits, no ``$``) from the first hop on; or what relays that the
+            agent selects must be; or None: Tor chooses.
         max_streams: How many streams it may carry at once.
         purpose: What it is to Tor.
         adopt: Whether its circuit comes from elsewhere; None: the agent builds it.
@@ -294,7 +282,7 @@ class Slot:
     name: str
     weight: int = 1
     role: Role = Role.ACTIVE
-    path: tuple[str, ...] | None = None
+    path: tuple[str, ...] | PathRules | None = None
     max_streams: int = 256
     purpose: Purpose = Purpose.GENERAL
     adopt: Adopt | None = None
@@ -363,17 +351,15 @@ class Eject:
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """What happens to circuits that fail; ``eject`` None: nothing but blame and replacement."""
+    """What happens to circuits that do badly; what is None does not.
+
+    Attributes:
+        eject: When one takes no streams for a while.
+        panic: What happens when that leaves too few.
+    """
 
     eject: Eject | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Log:
-    """What is logged, and how."""
-
-    level: LogLevel = LogLevel.INFO
-    format: LogFormat = LogFormat.AUTO
+    panic: Panic | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -419,7 +405,15 @@ class Policy:
     balance: Balance = field(default_factory=Balance)
     failover: Failover = field(default_factory=Failover)
     health: Health = field(default_factory=Health)
+    rotation: Rotation = field(default_factory=Rotation)
     log: Log = field(default_factory=Log)
     admin: Admin = field(default_factory=Admin)
     rules: tuple[Rule, ...] = ()
     rounds: Rounds | None = None
+    metrics: Metrics = field(default_factory=Metrics)
+    diversity: Diversity = field(default_factory=Diversity)
+
+    @property
+    def path_rules(self) -> tuple[PathRules, ...]:
+        """Of the circuits whose relays the agent selects."""
+        return tuple(slot.path for slot in self.slots if isinstance(slot.path, PathRules))

@@ -1,4 +1,4 @@
-"""Values that are written as text: durations, percentages, addresses, fingerprints.
+"""Values that are written as text: durations, sizes, percentages, addresses, fingerprints.
 
 Each ``parse_`` function takes text that the schema's pattern let through, except ``parse_control``, which
 explains every fault itself: the pattern can only say that an address is wrong, not which part of it.
@@ -19,9 +19,11 @@ __all__ = [
     "parse_control",
     "parse_duration",
     "parse_fingerprint",
+    "parse_listen",
     "parse_network",
     "parse_percentage",
     "parse_ports",
+    "parse_size",
 ]
 
 # sockaddr_un.sun_path is 108 bytes on Linux, and the last one ends the string (unix(7)).
@@ -29,10 +31,12 @@ MAX_SOCKET_PATH_BYTES = 107
 
 _MILLISECONDS = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 _DURATION = re.compile(r"([0-9]+)(ms|s|m|h|d)")
+_BYTES = {"kB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
+_SIZE = re.compile(r"([0-9]+)(kB|MB|GB|KiB|MiB|GiB)")
 _TCP = re.compile(r"(\[[^]]*\]|[^:]+):([0-9]{1,5})")
 
 
-_LOOPBACK_NAMES = ("*", "localhost", "localhost.localdomain")
+_LOOPBACK_NAMES = ("*", "0.0.0.0", "localhost", "localhost.localdomain")  # noqa: S104 - refused, not bound to
 
 
 class ValueFault(ValueError):
@@ -44,6 +48,13 @@ def parse_duration(text: str) -> float:
     found = _DURATION.fullmatch(text)
     assert found is not None  # noqa: S101 - the schema's pattern let it through
     return int(found[1]) * _MILLISECONDS[found[2]] / 1000
+
+
+def parse_size(text: str) -> int:
+    """``64MiB`` in bytes: 67108864."""
+    found = _SIZE.fullmatch(text)
+    assert found is not None  # noqa: S101 - the schema's pattern let it through
+    return int(found[1]) * _BYTES[found[2]]
 
 
 def parse_percentage(text: str) -> float:
@@ -110,6 +121,15 @@ def parse_control(text: str) -> ControlAddress:
     raise ValueFault(message)
 
 
+def parse_listen(text: str) -> TcpAddress:
+    """Reads ``ADDRESS:PORT``.
+
+    Raises:
+        ValueFault: It is no such thing, or the address is not on this machine.
+    """
+    return _parse_tcp(text, scheme="", usual="Prometheus' exporters have 9100 and above")
+
+
 def _parse_unix(path: str) -> UnixAddress:
     if not path.startswith("/"):
         raise ValueFault("`unix:` needs an absolute path, such as `unix:/run/tor/control`")
@@ -119,13 +139,17 @@ def _parse_unix(path: str) -> UnixAddress:
     return UnixAddress(path)
 
 
-def _parse_tcp(rest: str) -> TcpAddress:
+def _parse_tcp(
+    rest: str, *, scheme: str = "tcp:", usual: str = "Tor's usual ControlPort is 9051"
+) -> TcpAddress:
     found = _TCP.fullmatch(rest)
     if found is None:
+        if not scheme:
+            raise ValueFault("must be an address of this machine and a port, as in `127.0.0.1:9955`")
         raise ValueFault("`tcp:` needs an address and a port, as in `tcp:127.0.0.1:9051`")
     host, port = found[1], int(found[2])
     if not 1 <= port <= 65535 or found[2].startswith("0"):
-        raise ValueFault(f"port `{found[2]}` must be from 1 to 65535; Tor's usual ControlPort is 9051")
+        raise ValueFault(f"port `{found[2]}` must be from 1 to 65535; {usual}")
     if host == "[::1]":
         return TcpAddress("::1", port)
     try:
@@ -133,6 +157,8 @@ def _parse_tcp(rest: str) -> TcpAddress:
     except AddressValueError:
         is_loopback = False
     if not is_loopback:
-        hint = f"did you mean `tcp:127.0.0.1:{port}`?" if host in _LOOPBACK_NAMES else "nothing else is safe"
+        hint = (
+            f"did you mean `{scheme}127.0.0.1:{port}`?" if host in _LOOPBACK_NAMES else "nothing else is safe"
+        )
         raise ValueFault(f"{quoted(host)} is not an address of this machine, 127.0.0.1 or [::1]: {hint}")
     return TcpAddress(host, port)

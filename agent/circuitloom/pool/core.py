@@ -15,6 +15,7 @@ from collections.abc import Callable
 from enum import StrEnum
 from typing import Any
 
+from circuitloom.kinds import Kind
 from circuitloom.model import (
     LEAVE_UNATTACHED,
     Action,
@@ -23,6 +24,7 @@ from circuitloom.model import (
     BuildAccepted,
     BuildRefused,
     CircuitAdopted,
+    CircuitBandwidth,
     CircuitEvent,
     CircuitId,
     CircuitOrdered,
@@ -37,23 +39,28 @@ from circuitloom.model import (
     Reserved,
     Severity,
     SignalReceived,
+    StillWaiting,
     StopRequested,
     StreamEvent,
     StreamId,
     TakeOver,
     TakeOverRefused,
 )
+from circuitloom.paths import Relays
 from circuitloom.policy.types import Policy, WhenContended, WhenExceeded, WhenNone
 from circuitloom.pool.adoption import place_for
 from circuitloom.pool.attacher import Attacher
 from circuitloom.pool.builder import Builder
 from circuitloom.pool.built import built_circuits
 from circuitloom.pool.contention import PAUSE_SECONDS, Contention
-from circuitloom.pool.decisions import Decisions, Explanation, candidates
+from circuitloom.pool.decisions import Decisions, Explanation, candidates, shows_destinations
 from circuitloom.pool.keys import Keys
 from circuitloom.pool.orders import carry_out
+from circuitloom.pool.planner import Planner
+from circuitloom.pool.rotation import Rotation
 from circuitloom.pool.slots import Circuit, SlotState
-from circuitloom.pool.snapshot import PoolSnapshot, snapshot_circuits
+from circuitloom.pool.snapshot import PoolSnapshot, count_guards, panic_notice, snapshot_circuits
+from circuitloom.pool.tally import Tally
 
 TAKE_OVER_RETRY_SECONDS = 10.0
 """Tor refuses SETCONF of this option only in a state that does not pass in a moment."""
@@ -83,22 +90,34 @@ class Pool:
     def __init__(self, policy: Policy, *, uniform: Callable[[], float], now: float) -> None:
         self._policy = policy
         self._actions: list[Action] = []
-        self._builder = Builder(policy.failover.rebuild, uniform=uniform, emit=self._emit)
-        self._keys = Keys(policy, builder=self._builder, emit=self._emit)
+        self._planner = Planner(policy.diversity, uniform=uniform)
+        self._builder = Builder(
+            policy.failover.rebuild, uniform=uniform, planner=self._planner, emit=self._emit
+        )
+        self._rotation = Rotation(policy.rotation, uniform=uniform)
+        self._keys = Keys(policy, builder=self._builder, rotation=self._rotation, emit=self._emit)
         self._attacher = Attacher(
-            policy, keys=self._keys, builder=self._builder, emit=self._emit, on_foreign=self._on_foreign
+            policy,
+            keys=self._keys,
+            builder=self._builder,
+            rotation=self._rotation,
+            emit=self._emit,
+            on_foreign=self._on_foreign,
         )
         self._contention = Contention()
         self._on_stream = self._attacher.on_stream
         self._decisions = Decisions()
+        self._shown_streams = self._attacher.streams if shows_destinations(policy) else None
         self._attachment = Attachment.DISCONNECTED
         self._since = now
         self._take_over_at: float | None = None
         self._dispatch: dict[type[Any], Callable[[Any, float], None]] = {
             CircuitEvent: self._on_circuit,
+            CircuitBandwidth: self._on_bandwidth,
             ConfChanged: self._on_conf_changed,
             SignalReceived: self._on_signal,
             NetworkReady: self._on_network_ready,
+            StillWaiting: self._on_still_waiting,
             Connected: self._on_connected,
             Disconnected: self._on_disconnected,
             BuildAccepted: self._on_build_accepted,
@@ -126,7 +145,7 @@ class Pool:
         """
         actions: list[Action] = []
         self._actions = actions
-        self._attacher.now = now
+        self._attacher.now = self._rotation.now = now
         if isinstance(event, StreamEvent):
             self._on_stream[event.status](event)
             if self._attacher.freed:
@@ -141,7 +160,7 @@ class Pool:
             self._dispatch[type(event)](event, now)
             self._evaluate(now)
         if actions:
-            self._decisions.remember(actions, now)
+            self._decisions.remember(actions, now, self._shown_streams)
         return actions
 
     @property
@@ -172,13 +191,30 @@ class Pool:
         self._actions = actions
         self._policy = policy
         self._attacher.replace_policy(policy)
-        self._attacher.now = now
+        self._attacher.now = self._rotation.now = now
+        self._planner.diversity = policy.diversity
         self._keys.replace_policy(policy)
+        self._rotation.replace_rule(policy.rotation, self._builder.by_id.values())
         self._contention.begin_anew()
         if self._take_over_at == FOR_EVER:
             self._take_over_at = None
         self._evaluate(now)
-        self._decisions.remember(actions, now)
+        self._shown_streams = self._attacher.streams if shows_destinations(policy) else None
+        if self._shown_streams is None:
+            self._decisions.scrub()
+        self._decisions.remember(actions, now, self._shown_streams)
+        return actions
+
+    def renew_relays(self, relays: Relays, *, now: float) -> list[Action]:
+        """Go on with another snapshot of the consensus; what waits for one is built."""
+        actions: list[Action] = []
+        self._actions = actions
+        self._attacher.now = now
+        self._planner.relays = relays
+        self._builder.handle_relays()
+        self._keys.renew_relays()
+        self._evaluate(now)
+        self._decisions.remember(actions, now, self._shown_streams)
         return actions
 
     @property
@@ -195,6 +231,7 @@ class Pool:
         """Replace a circuit, make before break; nothing happens if it is not ours any more."""
         actions: list[Action] = []
         self._actions = actions
+        self._attacher.now = self._rotation.now = now
         circuit = self._builder.by_id.get(circuit_id)
         if circuit is not None:
             circuit.slot.owner.condemn(circuit, now=now)
@@ -211,6 +248,11 @@ class Pool:
         stream = None if stream_id is None else self._attacher.streams.get(stream_id)
         return Explanation(self._decisions.tell(stream_id, now=now), candidates(self._keys, stream, now=now))
 
+    def shown_target(self, stream_id: StreamId) -> str:
+        """`` to host:port``, if the policy lets destinations be shown and it is known; else nothing."""
+        stream = None if self._shown_streams is None else self._shown_streams.get(stream_id)
+        return f" to {stream.target}" if stream is not None and stream.target else ""
+
     def snapshot(self, *, now: float) -> PoolSnapshot:
         """The state as values, for the status."""
         return PoolSnapshot(
@@ -224,8 +266,23 @@ class Pool:
             attached_total=self._attacher.attached_total,
             released_total=self._attacher.released_total,
             failed_total=self._attacher.failed_total,
-            notice=self._contention.notice,
+            notice=self._contention.notice or panic_notice(self._keys),
+            streams_queued=self._attacher.queued,
         )
+
+    def guards(self) -> tuple[int, ...]:
+        """How many built circuits begin at each first relay, the most first."""
+        return count_guards(self._keys)
+
+    @property
+    def tally(self) -> Tally:
+        """What has happened so far; only to be read."""
+        return self._builder.tally
+
+    @property
+    def attached_total(self) -> int:
+        """Attachments so far."""
+        return self._attacher.attached_total
 
     @property
     def claims(self) -> int:
@@ -250,6 +307,7 @@ class Pool:
         self._builder.check_invariants(
             [state for circuits in self._keys.all for state in circuits.slots.values()]
         )
+        self._rotation.check_invariants(self._builder.by_id.values())
         assert self._attacher.is_in_charge == self.is_in_charge
         waiting = self._attacher.waiting
         if self._attachment in {Attachment.RELEASED, Attachment.STOPPING}:
@@ -260,11 +318,12 @@ class Pool:
                 if stream.wait_until is None:
                     assert self._policy.failover.when_none is WhenNone.HOLD
                     assert owner is not None
-                    assert not owner.is_usable_among(stream.among)
+                    assert not owner.is_usable_among(stream.among, stream.target)
                 elif owner is None:
                     assert self._policy.balance.keys.when_exceeded is WhenExceeded.QUEUE
                 else:
-                    assert owner.is_cold or (stream.is_queued and not owner.has_room(stream.among))
+                    is_queued = stream.is_queued and not owner.has_room(stream.among, stream.target)
+                    assert owner.is_cold or is_queued
 
     def _emit(self, action: Action) -> None:
         self._actions.append(action)
@@ -278,6 +337,11 @@ class Pool:
             circuit.slot.owner.handle_event(circuit, event, now=now)
             self._keys.sweep()
 
+    def _on_bandwidth(self, event: CircuitBandwidth, _now: float) -> None:
+        circuit = self._builder.by_id.get(event.circuit_id)
+        if circuit is not None:
+            self._rotation.count_bytes(circuit, event.read_bytes + event.written_bytes)
+
     def _on_build_accepted(self, event: BuildAccepted, _now: float) -> None:
         self._builder.handle_accepted(event)
 
@@ -286,6 +350,10 @@ class Pool:
 
     def _on_network_ready(self, _event: NetworkReady, _now: float) -> None:
         self._builder.handle_network_ready()
+        self._attacher.doubt_anew()
+
+    def _on_still_waiting(self, event: StillWaiting, _now: float) -> None:
+        self._attacher.handle_still_waiting(event)
 
     def _on_attach_refused(self, event: AttachRefused, _now: float) -> None:
         self._attacher.handle_refused(event)
@@ -309,7 +377,7 @@ class Pool:
             if self._keys.is_ready and self._take_over_at is None:
                 self._enter(Attachment.BALANCING, now)
                 self._emit(TakeOver())
-                self._emit(Announce(Severity.INFO, "taking stream attachment over from Tor"))
+                self._emit(Announce(Severity.INFO, "taking stream attachment over from Tor", Kind.TAKEN_OVER))
         elif (
             self._attachment is Attachment.BALANCING
             and self._policy.failover.when_none is WhenNone.TOR
@@ -329,10 +397,11 @@ class Pool:
         self._enter(attachment, now)
         self._emit(GiveBack())
         severity = Severity.INFO if attachment is Attachment.STOPPING else Severity.WARNING
-        self._emit(Announce(severity, f"giving stream attachment back to Tor: {why}"))
+        self._emit(Announce(severity, f"giving stream attachment back to Tor: {why}", Kind.GIVEN_BACK))
         self._attacher.release_waiting(why)
 
     def _on_conf_changed(self, event: ConfChanged, now: float) -> None:
+        self._rotation.handle_conf_changed(event.values, self._builder.by_id.values())
         if not self.is_in_charge or event.values.get(LEAVE_UNATTACHED, "1") not in {"0", None}:
             return
         if self._contention.reset(now):
@@ -341,7 +410,11 @@ class Pool:
         # A SIGHUP to Tor re-reads torrc and so resets the option (tor-facts 4); no stream has to wait until
         # we know whether it was that.
         self._emit(TakeOver())
-        self._emit(Announce(Severity.WARNING, "Tor reset the option: taking stream attachment over again"))
+        self._emit(
+            Announce(
+                Severity.WARNING, "Tor reset the option: taking stream attachment over again", Kind.TAKEN_OVER
+            )
+        )
 
     def _on_foreign(self) -> None:
         now = self._attacher.now
@@ -354,7 +427,9 @@ class Pool:
         if self._policy.failover.when_contended is WhenContended.STAND_ASIDE:
             self._stand_aside(what, now, FOR_EVER)
         else:
-            self._emit(Announce(Severity.WARNING, f"{what}: only one of us can, end the other one"))
+            self._emit(
+                Announce(Severity.WARNING, f"{what}: only one of us can, end the other one", Kind.CONTENDED)
+            )
 
     def _stand_aside(self, what: str, now: float, seconds: float) -> None:
         until = "until a reload" if seconds == FOR_EVER else f"for {seconds:g} s"
@@ -369,9 +444,10 @@ class Pool:
     def _on_signal(self, event: SignalReceived, _now: float) -> None:
         if event.name == "RELOAD":
             self._contention.reloaded()
-            self._emit(Announce(Severity.INFO, "Tor re-read its configuration"))
+            self._emit(Announce(Severity.INFO, "Tor re-read its configuration", Kind.TOR_RELOADED))
         elif event.name == "NEWNYM":
-            self._emit(Announce(Severity.INFO, "a new identity was asked for: renewing all circuits"))
+            what = "a new identity was asked for: renewing all circuits"
+            self._emit(Announce(Severity.INFO, what, Kind.NEW_IDENTITY))
             self._keys.handle_new_identity()
 
     def _on_take_over_refused(self, event: TakeOverRefused, now: float) -> None:
@@ -388,7 +464,15 @@ class Pool:
         place = self._place_for(event)
         if isinstance(place, str):
             what = f"circuit {event.line.circuit_id} is not adopted as {event.name}"
-            self._emit(Announce(Severity.WARNING, f"{what}: {place}"))
+            self._emit(
+                Announce(
+                    Severity.WARNING,
+                    f"{what}: {place}",
+                    Kind.CIRCUIT_ADOPTED,
+                    event.name,
+                    event.line.circuit_id,
+                )
+            )
             return
         place.owner.adopt_foreign(event.name, event.line, now=now)
         for stream in event.streams:
@@ -424,14 +508,14 @@ class Pool:
         self._builder.handle_connected()
         self._keys.handle_connected(there, secret=event.secret)
         for line in event.streams:
-            self._attacher.adopt(line)
+            self._attacher.adopt(line, is_held=event.leave_unattached)
         self._keys.recounted(now=now)
+        self._rotation.handle_connected(event.max_dirtiness_seconds, self._builder.by_id.values())
         self._enter(Attachment.RELEASED, now)
         self._builder.fill(now)
         if self._keys.is_ready:
             return
-        # Somebody before us may have left streams waiting, whatever the option says now (tor-facts 4), and
-        # no circuit of ours can take them soon. For a stream that Tor serves already this is refused.
+        # Somebody before us left streams waiting, and no circuit of ours can take them soon.
         if event.leave_unattached:
             self._emit(GiveBack())
-        self._attacher.release_waiting("it waited before we came")
+            self._attacher.release_waiting("it waited before we came")

@@ -7,7 +7,8 @@ Rules of this file:
 * No key is begun that would take all keys together above ``max_circuits``.
 * A new identity (NEWNYM) is a new key for all streams to come: fresh circuits are built at once, and the
   old ones end with their streams.
-* Without isolation there is one key for all.
+* Without isolation there is one key for all; a new identity renews its circuits, each when its successor is
+  there: of an adopted one that is the next to be adopted.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from heapq import heappop, heappush
 
+from circuitloom.kinds import Kind
 from circuitloom.model import (
     Action,
     Announce,
@@ -29,6 +31,7 @@ from circuitloom.pool.builder import Builder
 from circuitloom.pool.circuits import Circuits, cost_of
 from circuitloom.pool.isolation import ONE_FOR_ALL, IsolationKey
 from circuitloom.pool.records import digest_of, fits, is_left, is_same, key_left, record
+from circuitloom.pool.rotation import Rotation
 from circuitloom.pool.slots import SlotState
 
 
@@ -38,6 +41,7 @@ class Keys:
     Args:
         policy: What to keep.
         builder: Asks Tor for circuits.
+        rotation: Looks after their age and use.
         emit: Takes each action, in order.
 
     Attributes:
@@ -45,9 +49,12 @@ class Keys:
         claims: How often a key got circuits, or used one first; with each, ``records`` has changed.
     """
 
-    def __init__(self, policy: Policy, *, builder: Builder, emit: Callable[[Action], None]) -> None:
+    def __init__(
+        self, policy: Policy, *, builder: Builder, rotation: Rotation, emit: Callable[[Action], None]
+    ) -> None:
         self._policy = policy
         self._builder = builder
+        self._rotation = rotation
         self._emit = emit
         self._by_key: dict[IsolationKey, Circuits] = {}
         self._unclaimed: Circuits | None = None
@@ -165,7 +172,8 @@ class Keys:
                 slot.owner.adopt(line, event, now=now)
             elif line.is_adopted:
                 what = f"circuit {line.name} ({line.circuit_id}) is not taken over again"
-                self._emit(Announce(Severity.WARNING, f"{what}: adopt it anew, or another"))
+                what = f"{what}: adopt it anew, or another"
+                self._emit(Announce(Severity.WARNING, what, Kind.CIRCUIT_CLOSED, line.name, line.circuit_id))
             else:
                 self._emit(CloseCircuit(line.circuit_id))
         if records:
@@ -233,6 +241,11 @@ class Keys:
                 self._retire(circuits)
         self._replenish()
 
+    def renew_relays(self) -> None:
+        """Another snapshot of the consensus is there."""
+        for circuits in self.all:
+            circuits.renew_relays()
+
     def drain(self, name: str) -> None:
         """Circuits of this name take no new streams, of any key."""
         self._drained.add(name)
@@ -266,6 +279,7 @@ class Keys:
         """Apply a new policy to every key's circuits; another isolation begins with fresh ones."""
         is_same = policy.balance.isolation is self._policy.balance.isolation
         self._policy = policy
+        self._builder.tally.keep({slot.name for slot in policy.slots})
         self._builder.rebuild = policy.failover.rebuild
         for circuits in list(self):
             if is_same:
@@ -304,6 +318,7 @@ class Keys:
             number=self._numbers,
             drained=self._drained,
             builder=self._builder,
+            rotation=self._rotation,
             emit=self._emit,
         )
         self._numbers += 1
@@ -354,7 +369,8 @@ class Keys:
         self._retired.append(circuits)
         self.has_made_room = True
         if circuits.key is not None and circuits.key != ONE_FOR_ALL:
-            self._emit(Announce(Severity.INFO, f"key {circuits.number} is no longer used, its circuits end"))
+            what = f"key {circuits.number} is no longer used, its circuits end"
+            self._emit(Announce(Severity.INFO, what, Kind.KEY_ENDED))
         self._replenish()
         self.sweep()
 
