@@ -33,7 +33,7 @@ def with_what_is_printed(readme: str) -> str:
 def test_what_the_guide_shows_is_what_is_printed() -> None:
     readme = README.read_text()
 
-    assert readme == with_what_is_printed(readme)
+    assert readme == with_what_is_printed(readme), "python tests/unit/test_policy_guide.py writes it anew"
 
 
 def test_the_guide_names_every_example() -> None:

@@ -18,6 +18,7 @@ from circuitloom.policy import (
     Algorithm,
     Balance,
     ColdStart,
+    Destinations,
     Eject,
     Failover,
     Health,
@@ -165,6 +166,7 @@ def test_keys_without_default_are_those_whose_description_says_how() -> None:
         (("failover", "when_none"), WhenNone),
         (("log", "level"), LogLevel),
         (("log", "format"), LogFormat),
+        (("log", "destinations"), Destinations),
         (("rounds", "schedule"), Schedule),
         (("rounds", "on_failure"), OnFailure),
     ],
@@ -259,7 +261,7 @@ health:
   eject: {consecutive_failures: 6, base: 40s, max_percent: 70}
   panic: {threshold: 40%%, action: hold}
 rotation: {max_age: 90s, max_streams_total: 11, max_bytes: 2kB, drain: 5s, jitter: 3%%}
-log: {level: debug, format: plain}
+log: {level: debug, format: plain, destinations: full}
 admin: {socket: /s}
 metrics: {textfile: /m.prom, interval: 20s, listen: "[::1]:9955", agent: one}
 rules:
@@ -299,7 +301,8 @@ rounds: {command: [/h, x], interval: 9s, first_after: 1s, rounds: 4, schedule: e
         "panic=Panic(threshold=0.4, action=<PanicAction.HOLD: 'hold'>)), "
         "rotation=Rotation(max_age_seconds=90.0, max_streams_total=11, max_bytes=2000, drain_seconds=5.0, "
         "jitter=0.03), "
-        "log=Log(level=<LogLevel.DEBUG: 'debug'>, format=<LogFormat.PLAIN: 'plain'>), "
+        "log=Log(level=<LogLevel.DEBUG: 'debug'>, format=<LogFormat.PLAIN: 'plain'>, "
+        "destinations=<Destinations.FULL: 'full'>), "
         "admin=Admin(socket='/s'), "
         f"rules={policy.rules}, "
         "rounds=Rounds(command=('/h', 'x'), interval_seconds=9.0, first_after_seconds=1.0, rounds=4, "

@@ -58,6 +58,16 @@ def test_a_circuit_serves_until_its_successor_is_built() -> None:
     assert driver.tell(closed(2)) == ["CLOSECIRCUIT 30 IfUnused"]
 
 
+def test_one_whose_successor_is_on_its_way_is_not_replaced_twice() -> None:
+    driver = balancing(policy_of("a", rotation=AGED))
+    driver.wait(59.9)
+    assert driver.tell("SIGNAL NEWNYM") == [BUILD_A]
+
+    assert driver.wait(0.1) == []
+    driver.build(31)
+    assert driver.circuit("a").circuit_id == "31"
+
+
 def test_a_successor_that_cannot_be_built_leaves_the_old_circuit_in_place() -> None:
     driver = balancing(policy_of("a", rotation=AGED))
     driver.wait(60)

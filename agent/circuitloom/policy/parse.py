@@ -10,7 +10,7 @@ from circuitloom.errors import Fault, PolicyError
 from circuitloom.model import Purpose
 from circuitloom.policy.document import parse_document
 from circuitloom.policy.health import Panic, PanicAction
-from circuitloom.policy.operating import Log, LogFormat, LogLevel, Metrics
+from circuitloom.policy.operating import Destinations, Log, LogFormat, LogLevel, Metrics
 from circuitloom.policy.path_rules import build_diversity, build_path, with_ports_of_rules
 from circuitloom.policy.path_types import PathRules
 from circuitloom.policy.rotation import Rotation
@@ -182,7 +182,11 @@ def _build(data: dict[str, Any], adopting: frozenset[int]) -> Policy:
         ),
         health=_build_health(data["health"]),
         rotation=_build_rotation(data["rotation"]),
-        log=Log(level=LogLevel(data["log"]["level"]), format=LogFormat(data["log"]["format"])),
+        log=Log(
+            level=LogLevel(data["log"]["level"]),
+            format=LogFormat(data["log"]["format"]),
+            destinations=Destinations(data["log"]["destinations"]),
+        ),
         admin=Admin(data["admin"]["socket"]),
         rules=rules,
         rounds=_build_rounds(data["rounds"]),

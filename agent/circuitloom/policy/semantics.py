@@ -16,8 +16,8 @@ from typing import Any
 from circuitloom.errors import Fault
 from circuitloom.model import Purpose
 from circuitloom.policy.health_faults import find_health_warnings
-from circuitloom.policy.metrics_faults import find_metrics_faults, find_metrics_warnings
 from circuitloom.policy.nodes import Bad, Document, Listing, Mapping, Scalar
+from circuitloom.policy.operating_faults import find_metrics_faults, find_operating_warnings
 from circuitloom.policy.path_rules import find_path_faults
 from circuitloom.policy.rotation_faults import find_rotation_faults, find_rotation_warnings
 from circuitloom.policy.rule_faults import find_rule_faults, find_rule_warnings
@@ -93,7 +93,7 @@ def find_warnings(document: Document, policy: Policy) -> Iterator[Fault]:
     yield from _sticky_warnings(document, policy)
     yield from find_rule_warnings(document, policy)
     yield from _eject_warnings(document, policy)
-    yield from find_metrics_warnings(document)
+    yield from find_operating_warnings(document, policy)
     yield from find_health_warnings(document, policy)
     yield from find_rotation_warnings(document, policy)
     if policy.rounds is not None and policy.balance.isolation is Isolation.TOR:

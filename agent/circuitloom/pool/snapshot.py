@@ -34,6 +34,7 @@ class CircuitSnapshot:
         key: The number of the isolation key that it is for, from 0.
         is_adopted: Whether another controller built it, or has to.
         connects: How long streams on the circuit took to connect.
+        exit_fingerprint: Of its last relay, once it is built.
     """
 
     name: str
@@ -52,6 +53,7 @@ class CircuitSnapshot:
     key: int
     is_adopted: bool = False
     connects: Histogram = field(default_factory=Histogram)
+    exit_fingerprint: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,4 +176,5 @@ def _snapshot(
         key=state.owner.number,
         is_adopted=not state.is_ours_to_build if circuit is None else circuit.is_adopted,
         connects=circuit.connects if circuit else Histogram(),
+        exit_fingerprint=circuit.path[-1].fingerprint if circuit and circuit.path else None,
     )

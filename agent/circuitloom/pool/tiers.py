@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable
 
 from circuitloom.health import Alarm, Ejector
+from circuitloom.kinds import Kind
 from circuitloom.model import Action, Announce, CircuitId, Severity
 from circuitloom.policy.health import PanicAction
 from circuitloom.policy.types import Health, Policy, Role
@@ -220,16 +221,16 @@ class Tiers:
         for circuit in self._members:
             self._offer(circuit)
         if self._alarm.action is None:
-            self._say(f"enough circuits are healthy again: {healthy} of {members}")
+            self._say(f"enough circuits are healthy again: {healthy} of {members}", Kind.PANIC_ENDED)
         else:
             what = f"only {healthy} of {members} circuits are healthy: {PANIC_WORDS[self._alarm.action]}"
-            self._emit(Announce(Severity.WARNING, what))
+            self._emit(Announce(Severity.WARNING, what, Kind.PANIC))
 
     def _readmit(self, circuits: Iterable[Circuit]) -> None:
         for circuit in circuits:
             self._tiers_changed(circuit.slot, +1)
             self._offer(circuit)
-            self._say(f"circuit {circuit.label} takes streams again")
+            self._say(f"circuit {circuit.label} takes streams again", Kind.CIRCUIT_READMITTED, circuit)
 
     # --- what a subclass tells -----------------------------------------------------------------------------
 
@@ -337,7 +338,8 @@ class Tiers:
         for circuit in self._members:
             self._offer(circuit)
         for circuit in back:
-            self._say(f"circuit {circuit.label} takes streams again")
+            self._say(f"circuit {circuit.label} takes streams again", Kind.CIRCUIT_READMITTED, circuit)
 
-    def _say(self, message: str) -> None:
-        self._emit(Announce(Severity.INFO, message))
+    def _say(self, message: str, kind: Kind = Kind.OTHER, circuit: Circuit | None = None) -> None:
+        name, circuit_id = ("", "") if circuit is None else (circuit.slot.slot.name, circuit.circuit_id or "")
+        self._emit(Announce(Severity.INFO, message, kind, name, circuit_id))

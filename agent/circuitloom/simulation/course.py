@@ -10,7 +10,6 @@ Rules of this file:
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -28,12 +27,13 @@ from circuitloom.model import (
     StreamEvent,
     StreamId,
     StreamStatus,
+    dirtiness_seconds,
 )
 from circuitloom.policy.matching import find_rule
-from circuitloom.policy.path_types import Diversity, PathRules
 from circuitloom.policy.types import Policy
 from circuitloom.pool import Pool
 from circuitloom.simulation.arrivals import Arrival, Loss, Traffic
+from circuitloom.simulation.relays import made_up_relays
 from circuitloom.simulation.tor import Agenda, SimulatedTor
 
 START_SECONDS = 600.0
@@ -128,12 +128,6 @@ class _Ends:
     undecided: set[StreamId] = field(default_factory=set)
 
 
-def _with_any_relays(policy: Policy) -> Policy:
-    """The policy as if its paths could always be had: which relays there are no simulation knows."""
-    slots = (dataclasses.replace(s, path=None) if isinstance(s.path, PathRules) else s for s in policy.slots)
-    return dataclasses.replace(policy, slots=tuple(slots), diversity=Diversity())
-
-
 class Course:
     """One simulation.
 
@@ -145,7 +139,7 @@ class Course:
     """
 
     def __init__(self, policy: Policy, traffic: Traffic, *, core_dice: Uniform, tor_dice: Uniform) -> None:
-        self._policy = policy = _with_any_relays(policy)
+        self._policy = policy
         self._traffic = traffic
         self._agenda = Agenda()
         self._tor = SimulatedTor(self._agenda, self._give, tor_dice)
@@ -182,7 +176,9 @@ class Course:
         )
 
     def _prepare(self) -> None:
-        self._give(Connected())
+        self._give(Connected(max_dirtiness_seconds=dirtiness_seconds(None)))
+        if self._policy.path_rules:
+            self._carry_out(self._pool.renew_relays(made_up_relays(self._policy), now=0.0))
         for slot in self._policy.slots:
             if slot.adopt is not None:
                 self._give(self._tor.adopted(slot.name))
@@ -253,7 +249,9 @@ class Course:
         elif isinstance(event, StreamEvent) and event.status is StreamStatus.CLOSED:
             # Before the core gives its place to another one.
             self._ended(event.stream_id)
-        actions = self._pool.handle(event, now=self._tor.now)
+        self._carry_out(self._pool.handle(event, now=self._tor.now))
+
+    def _carry_out(self, actions: list[Action]) -> None:
         for action in actions:
             self._note(action)
         self._tor.perform(actions)
