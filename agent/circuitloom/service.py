@@ -33,6 +33,7 @@ from circuitloom.model import (
     TOR_CHOOSES,
     Action,
     Announce,
+    AttachProbe,
     AttachRefused,
     AttachStream,
     BuildAccepted,
@@ -49,8 +50,11 @@ from circuitloom.model import (
     Disconnected,
     Event,
     GiveBack,
+    ProbeCircuit,
+    ProbeFinished,
     Purpose,
     ReleaseStream,
+    StopProbe,
     StopRequested,
     StreamEvent,
     StreamId,
@@ -60,6 +64,7 @@ from circuitloom.model import (
 from circuitloom.operation import CHANGING, Agent, commands
 from circuitloom.policy import Policy, read_policy
 from circuitloom.pool import Pool
+from circuitloom.probe import Prober
 from circuitloom.release import give_back
 from circuitloom.rounds.types import Served
 from circuitloom.session import connect_once, ignore_reply
@@ -123,6 +128,7 @@ class Service:
                 replace=self._replace_circuit,
             ),
         )
+        self._prober = Prober(started=self._handle, finished=self._on_probe_finished)
         agent = Agent(
             policy=lambda: self._pool.policy,
             status=self._status_document,
@@ -145,6 +151,9 @@ class Service:
             CloseStream: self._close_stream,
             BuildCircuit: self._build,
             CloseCircuit: self._close_circuit,
+            ProbeCircuit: self._probe,
+            StopProbe: lambda action: self._prober.stop(action.probe),
+            AttachProbe: self._attach_probe,
             Announce: self._announce,
         }
 
@@ -184,6 +193,7 @@ class Service:
             self._save_state()
             is_given_back, _ = await asyncio.gather(self._give_everything_back(), self._conductor.stop())
         finally:
+            await self._prober.close()
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
@@ -284,6 +294,18 @@ class Service:
         if not reply.is_ok:
             self._handle(AttachRefused(stream_id, circuit_id, reply.code, reply.text))
 
+    def _attach_probe(self, action: AttachProbe) -> None:
+        self._send(wire.attach_stream(*action), partial(self._on_attach_reply, *action))
+
+    def _probe(self, action: ProbeCircuit) -> None:
+        if self._policy.health.probe is not None:
+            self._prober.start(action, self._policy.health.probe)
+
+    def _on_probe_finished(self, event: ProbeFinished) -> None:
+        self._handle(event)
+        # A round may wait for this circuit to pass.
+        self._conductor.look()
+
     def _close_stream(self, action: CloseStream) -> None:
         _log.debug("stream %s closed, %s", action.stream_id, action.why)
         # 1 is REASON_MISC (tor-spec 6.3): the application sees a general failure at once.
@@ -311,7 +333,14 @@ class Service:
     def _built_circuits(self) -> dict[str, Served]:
         now = self._loop.time()
         return {
-            name: Served(name, circuit.circuit_id, circuit.path, circuit.streams, now - circuit.built_at)
+            name: Served(
+                name,
+                circuit.circuit_id,
+                circuit.path,
+                circuit.streams,
+                now - circuit.built_at,
+                self._pool.is_probed(circuit.circuit_id),
+            )
             for name, circuit in self._pool.built().items()
             if circuit.circuit_id is not None
         }

@@ -18,7 +18,7 @@ _WHEN_NONE = {
 }
 
 
-_WORDS = frozenset({"CIRCUIT", "STATE", "WHY"})
+_WORDS = frozenset({"CIRCUIT", "STATE", "PROBE", "WHY"})
 """Columns that are read from the left; the others hold numbers."""
 
 
@@ -82,6 +82,7 @@ def status_document(
         },
         "guard_pid": guard_pid,
         "circuits": [_rounded(dataclasses.asdict(circuit)) for circuit in snapshot.circuits],
+        "probes": {"problem": snapshot.probe_problem or None} if policy.health.probe else None,
         "streams": {
             "active": snapshot.streams_active,
             "waiting": snapshot.streams_waiting,
@@ -109,13 +110,44 @@ def status_table(document: Mapping[str, Any]) -> str:
         # Only then it says something: the circuits of one name, each for a key of its own.
         keys = ["KEY", *(str(circuit["key"]) for circuit in document["circuits"])]
         rows = [(row[0], key, *row[1:]) for row, key in zip(rows, keys, strict=True)]
+    if document.get("probes"):
+        rows = [(*row, cell) for row, cell in zip(rows, _probe_cells(document["circuits"]), strict=True)]
     tail = (
         f"{streams['active']} streams, {streams['waiting']} waiting; since the start "
         f"{streams['attached_total']} attached, {streams['released_total']} left to Tor, "
         f"{streams['failed_total']} failed"
     )
     rounds = document.get("rounds")
-    return "\n".join([*head, *_columns(rows), "", tail, *([_rounds_line(rounds)] if rounds else [])])
+    more = [*_probe_lines(document), *([_rounds_line(rounds)] if rounds else [])]
+    return "\n".join([*head, *_columns(rows), "", tail, *more])
+
+
+def _probe_cells(circuits: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The column of the probes: the health, and how many checks in a row found the opposite."""
+    cells = ["PROBE"]
+    for circuit in circuits:
+        probe = circuit["probe"]
+        turned = {("up", "failed"): "failed", ("down", "passed"): "passed"}
+        word = probe and turned.get((probe["health"], probe["last"]))
+        cells.append(
+            f"{probe['health']}, {probe['in_a_row']} {word}" if word else probe["health"] if probe else "-"
+        )
+    return cells
+
+
+def _probe_lines(document: Mapping[str, Any]) -> list[str]:
+    """What keeps probes from working, and why which circuits are not probed."""
+    probes = document.get("probes")
+    if not probes:
+        return []
+    reasons: dict[str, list[str]] = {}
+    for circuit in document["circuits"]:
+        if circuit["probe"] and circuit["probe"]["why_not"]:
+            names = reasons.setdefault(circuit["probe"]["why_not"], [])
+            if circuit["name"] not in names:
+                names.append(circuit["name"])
+    lines = [f"probes do not work: {probes['problem']}"] if probes["problem"] else []
+    return lines + [f"not probed: {', '.join(names)}: {why}" for why, names in reasons.items()]
 
 
 def _rounds_line(rounds: Mapping[str, Any]) -> str:
@@ -216,6 +248,8 @@ def _rounded(circuit: dict[str, Any]) -> dict[str, Any]:
     for key in ("age_seconds", "share", "weight_share"):
         if circuit[key] is not None:
             circuit[key] = round(circuit[key], 4)
+    if circuit["probe"] and circuit["probe"]["seconds_ago"] is not None:
+        circuit["probe"]["seconds_ago"] = round(circuit["probe"]["seconds_ago"], 3)
     return circuit
 
 

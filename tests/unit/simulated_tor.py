@@ -14,6 +14,7 @@ from circuitloom.model import (
     LEAVE_UNATTACHED,
     TOR_CHOOSES,
     Action,
+    AttachProbe,
     AttachRefused,
     AttachStream,
     BuildAccepted,
@@ -51,6 +52,7 @@ class TorStream:
     state: str = "wait"
     circuit_id: CircuitId = TOR_CHOOSES
     user: str = ""
+    probe: int = 0
 
 
 @dataclass
@@ -89,6 +91,8 @@ class SimulatedTor:
                     self._set_option(is_set=True)
                 case GiveBack():
                     self._set_option(is_set=False)
+                case AttachProbe():
+                    replies += self._attach(action.stream_id, action.circuit_id)
                 case AttachStream() | ReleaseStream():
                     is_release = isinstance(action, ReleaseStream)
                     circuit_id = TOR_CHOOSES if is_release else action[1]
@@ -153,19 +157,27 @@ class SimulatedTor:
     # --- what happens to Tor -------------------------------------------------------------------------------
 
     def open_stream(
-        self, target: str = "example.com:80", purpose: str = "USER", user: str = "alice"
+        self,
+        target: str = "example.com:80",
+        purpose: str = "USER",
+        user: str | None = "alice",
+        *,
+        source: str = "127.0.0.1:4711",
+        probe: int = 0,
     ) -> StreamId:
         if purpose.startswith("DIR"):
             target = f"203.0.113.9.${'D' * 40}.exit:9001"  # as Tor names them; its status shows no purpose
-        stream = TorStream(StreamId(self._next_id()), target, purpose, user=f"{user} {self.epoch}")
+        stream = TorStream(
+            StreamId(self._next_id()), target, purpose, user=f"{user} {self.epoch}", probe=probe
+        )
         self.streams[stream.stream_id] = stream
         status = StreamStatus.NEWRESOLVE if purpose == "DNS_REQUEST" else StreamStatus.NEW
         self._tell_stream(
             stream,
             status,
             PURPOSE=purpose,
-            SOURCE_ADDR="127.0.0.1:4711",
-            SOCKS_USERNAME=user,
+            SOURCE_ADDR=source,
+            **({} if user is None else {"SOCKS_USERNAME": user}),
             NYM_EPOCH=str(self.epoch),
             ISO_FIELDS="SOCKS_USERNAME,SOCKS_PASSWORD,CLIENTADDR,SESSION_GROUP,NYM_EPOCH",
         )
@@ -207,6 +219,12 @@ class SimulatedTor:
             stream.circuit_id = TOR_CHOOSES
         else:
             self.end_stream(stream_id, StreamStatus.FAILED)
+
+    def hang_up(self, probe: int) -> None:
+        """The agent closes the connection of a probe."""
+        for stream in list(self.streams.values()):
+            if stream.probe == probe:
+                self.end_stream(stream.stream_id)
 
     def end_stream(self, stream_id: StreamId, first: StreamStatus = StreamStatus.CLOSED) -> None:
         stream = self.streams.pop(stream_id, None)

@@ -40,8 +40,9 @@ from circuitloom.policy import (
     parse_policy,
     schema_text,
 )
+from circuitloom.policy.probing import Probe
 from circuitloom.policy.schema import fill_defaults, load_schema
-from circuitloom.policy.types import Match, Overflow, Rule, RuleAction, WhenFull
+from circuitloom.policy.types import Match, Overflow, Rule, RuleAction, UnixAddress, WhenFull
 from circuitloom.policy.values import ValueFault, parse_control
 
 SCHEMAS = Path(__file__).parents[2] / "schemas"
@@ -139,6 +140,7 @@ def test_keys_without_default_are_those_whose_description_says_how() -> None:
         "rounds",
         "env",
         "after",
+        "budget",
     }
 
 
@@ -209,6 +211,13 @@ def test_nobody_is_ejected_by_default_and_by_the_defaults_of_the_dataclass_if_as
     assert parse_policy(MINIMAL + b"health: {eject: {}}\n", name="on").health == Health(Eject())
 
 
+def test_nothing_is_probed_by_default_and_by_the_defaults_of_the_dataclass_if_asked() -> None:
+    assert parse_policy(MINIMAL + b"health: {eject: {}}\n", name="off").health.probe is None
+
+    probe = parse_policy(MINIMAL + b"health: {probe: {targets: [a.example:80]}}\n", name="on").health.probe
+    assert probe == Probe(UnixAddress("/run/tor/socks"), ("a.example:80",))
+
+
 def test_the_defaults_of_rounds_are_those_of_the_dataclass() -> None:
     policy = parse_policy(MINIMAL + b"rounds: {command: [/hook]}\n", name="minimal")
 
@@ -241,7 +250,10 @@ failover:
   min_active: 1
   rebuild: {initial: 250ms, max: 2h, jitter: 5%%}
   retry: {attempts: 4, budget: 50%%, exhausted: close}
-health: {eject: {consecutive_failures: 6, base: 40s, max_percent: 70}}
+health:
+  eject: {consecutive_failures: 6, base: 40s, max_percent: 70}
+  probe: {socks: "tcp:127.0.0.1:9050", targets: ["[2001:db8::7]:80", "example.com:443"], interval: 20s,
+    timeout: 7s, rise: 4, fall: 5, quorum: 2, jitter: 30%%, read: 8, budget: 2MB, unused: true}
 log: {level: debug, format: plain}
 admin: {socket: /s}
 rules:
@@ -277,7 +289,10 @@ rounds: {command: [/h, x], interval: 9s, first_after: 1s, rounds: 4, schedule: e
         "rebuild=Rebuild(initial_seconds=0.25, max_seconds=7200.0, jitter=0.05), "
         "retry=Retry(attempts=4, budget=0.5, exhausted=<WhenExhausted.CLOSE: 'close'>), "
         "redispatch_seconds=2.5, when_contended=<WhenContended.STAND_ASIDE: 'stand-aside'>), "
-        "health=Health(eject=Eject(consecutive_failures=6, base_seconds=40.0, max_percent=70)), "
+        "health=Health(eject=Eject(consecutive_failures=6, base_seconds=40.0, max_percent=70), "
+        "probe=Probe(socks=TcpAddress(host='127.0.0.1', port=9050), "
+        "targets=('[2001:db8::7]:80', 'example.com:443'), interval_seconds=20.0, timeout_seconds=7.0, "
+        "rise=4, fall=5, quorum=2, jitter=0.3, read_bytes=8, budget_bytes=2000000, unused=True)), "
         "log=Log(level=<LogLevel.DEBUG: 'debug'>, format=<LogFormat.PLAIN: 'plain'>), "
         "admin=Admin(socket='/s'), "
         f"rules={policy.rules}, "

@@ -18,10 +18,17 @@ from circuitloom.model import (
     GiveBack,
     NetworkReady,
     Order,
+    ProbeCircuit,
+    ProbeFinished,
+    ProbeOutcome,
+    ProbeStarted,
     Purpose,
     ReleaseStream,
+    StopProbe,
     StopRequested,
+    StreamId,
 )
+from circuitloom.policy.probing import Probe
 from circuitloom.policy.types import (
     Algorithm,
     Balance,
@@ -42,6 +49,8 @@ from circuitloom.policy.types import (
     RuleAction,
     Slot,
     StickyBy,
+    TcpAddress,
+    UnixAddress,
     WhenExceeded,
     WhenExhausted,
     WhenFull,
@@ -51,6 +60,11 @@ from circuitloom.pool import Attachment, Pool
 from unit.simulated_tor import SimulatedTor
 
 SECRET = b"a cookie"
+TARGET = "203.0.113.7:80"
+PROBES = [
+    Probe(TcpAddress("127.0.0.1", 9050), (TARGET,), interval_seconds=20.0, rise=1, fall=1),
+    Probe(UnixAddress("/s"), (TARGET, "x:1"), interval_seconds=30.0, fall=2, quorum=2, unused=True),
+]
 TARGETS = ["example.com:80", "203.0.113.7:443", "abcdefghij.onion:80", "x.relay.exit:80", "[2001:db8::1]:80"]
 
 
@@ -108,7 +122,10 @@ def policies(draw: st.DrawFn) -> Policy:
             if purpose is Purpose.CONTROLLER
             else None,
         ),
-        health=Health(draw(st.sampled_from([None, Eject(1, 1.0, 50), Eject(2, 3.0, 100)]))),
+        health=Health(
+            draw(st.sampled_from([None, Eject(1, 1.0, 50), Eject(2, 3.0, 100)])),
+            draw(st.sampled_from([None, *PROBES])),
+        ),
         rules=tuple(draw(st.lists(rules(names), max_size=2))),
     )
 
@@ -124,6 +141,7 @@ class PoolMachine(RuleBasedStateMachine):
         self.pool = Pool(policy, uniform=lambda: 0.5, now=self.now)
         self.is_connected = False
         self.replies: list[Event] = []
+        self.probes: dict[int, StreamId | None] = {}
 
     def give(self, event: Event) -> None:
         self.perform(self.pool.handle(event, now=self.now))
@@ -133,6 +151,42 @@ class PoolMachine(RuleBasedStateMachine):
             replies = self.tor.perform(actions)
             for reply in replies:
                 self.give(reply)
+        for action in actions:
+            if isinstance(action, ProbeCircuit):
+                self.run_probe(action)
+            elif isinstance(action, StopProbe):
+                self.probes.pop(action.probe, None)
+                self.tor.hang_up(action.probe)
+
+    def run_probe(self, action: ProbeCircuit) -> None:
+        """The edge: a connection to the SOCKS port, whose request Tor takes at once."""
+        rule = self.policy.health.probe
+        if rule is None:
+            return
+        is_unix = isinstance(rule.socks, UnixAddress)
+        source = f"127.0.0.1:{10000 + action.probe}"
+        self.probes[action.probe] = None
+        self.give(ProbeStarted(action.probe, None if is_unix else source))
+        if action.probe in self.probes:
+            self.probes[action.probe] = self.tor.open_stream(
+                action.target, user=action.user, source="/s:0" if is_unix else source, probe=action.probe
+            )
+
+    @precondition(lambda self: self.probes)
+    @rule(data=st.data(), outcome=st.sampled_from([*ProbeOutcome, ProbeOutcome.ANSWERED]))
+    def end_probe(self, data: st.DataObject, outcome: ProbeOutcome) -> None:
+        """A probe ends: answered if Tor can be brought to it, else as its connection likes."""
+        number = data.draw(st.sampled_from(sorted(self.probes)))
+        stream_id = self.probes.pop(number)
+        stream = None if stream_id is None else self.tor.streams.get(stream_id)
+        if outcome is ProbeOutcome.ANSWERED and (
+            stream is None or stream.state not in {"connecting", "open"}
+        ):
+            outcome = ProbeOutcome.FAILED
+        if stream is not None and outcome is ProbeOutcome.ANSWERED:
+            self.tor.answer(stream.stream_id, "ok")
+        self.give(ProbeFinished(number, outcome, "no port"))
+        self.tor.hang_up(number)
 
     @precondition(lambda self: not self.is_connected)
     @rule()
@@ -155,6 +209,9 @@ class PoolMachine(RuleBasedStateMachine):
         if not is_killed:
             self.give(StopRequested())
         records = self.pool.records()
+        for number in list(self.probes):
+            self.tor.hang_up(number)
+        self.probes.clear()
         if self.is_connected:
             self.tor.perform([GiveBack(), *(ReleaseStream(stream, "test") for stream in self.tor.waiting())])
             for stream_id in list(self.tor.streams):
@@ -257,7 +314,7 @@ class PoolMachine(RuleBasedStateMachine):
         assert snapshot.state == Attachment.BALANCING
         assert self.tor.leave_unattached
         self.only_those_wait_who_may()
-        assert all(circuit.state in {"built", "draining"} for circuit in snapshot.circuits)
+        assert all(circuit.state in {"built", "draining", "down"} for circuit in snapshot.circuits)
         stream_id = self.tor.open_stream()
         self.drain()
         self.only_those_wait_who_may()

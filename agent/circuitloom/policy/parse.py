@@ -8,6 +8,7 @@ from typing import Any
 from circuitloom.errors import Fault, PolicyError
 from circuitloom.model import Purpose
 from circuitloom.policy.document import parse_document
+from circuitloom.policy.probing import Probe
 from circuitloom.policy.schema import fill_defaults, load_schema
 from circuitloom.policy.schema_faults import find_schema_faults, to_data
 from circuitloom.policy.semantics import find_semantic_faults, find_warnings, slot_names
@@ -54,6 +55,7 @@ from circuitloom.policy.values import (
     parse_network,
     parse_percentage,
     parse_ports,
+    parse_size,
 )
 
 __all__ = ["check_policy", "parse_policy", "read_policy"]
@@ -197,9 +199,30 @@ def _build_rule(rule: dict[str, Any], circuits: list[dict[str, Any]]) -> Rule:
 
 def _build_health(data: dict[str, Any]) -> Health:
     eject = data.get("eject")
-    if eject is None:
-        return Health()
-    return Health(Eject(eject["consecutive_failures"], parse_duration(eject["base"]), eject["max_percent"]))
+    return Health(
+        eject=eject
+        and Eject(eject["consecutive_failures"], parse_duration(eject["base"]), eject["max_percent"]),
+        probe=_build_probe(data["probe"]),
+    )
+
+
+def _build_probe(data: dict[str, Any]) -> Probe | None:
+    # Without targets there is no such section: its other keys are only the schema's defaults.
+    if "targets" not in data:
+        return None
+    return Probe(
+        socks=parse_control(data["socks"]),
+        targets=tuple(data["targets"]),
+        interval_seconds=parse_duration(data["interval"]),
+        timeout_seconds=parse_duration(data["timeout"]),
+        rise=data["rise"],
+        fall=data["fall"],
+        quorum=data["quorum"],
+        jitter=parse_percentage(data["jitter"]),
+        read_bytes=data["read"],
+        budget_bytes=parse_size(data["budget"]) if "budget" in data else None,
+        unused=data["unused"],
+    )
 
 
 def _build_rounds(data: dict[str, Any]) -> Rounds | None:

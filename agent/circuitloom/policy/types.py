@@ -13,6 +13,7 @@ from enum import StrEnum
 from ipaddress import IPv4Network, IPv6Network
 
 from circuitloom.model import Purpose
+from circuitloom.policy.probing import Probe
 
 DEFAULT_CONTROL_PATH = "/run/tor/control"
 DEFAULT_ADMIN_SOCKET = "/run/circuitloom/admin.sock"
@@ -363,9 +364,13 @@ class Eject:
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """What happens to circuits that fail; ``eject`` None: nothing but blame and replacement."""
+    """What happens to circuits that fail; ``eject`` None: nothing but blame and replacement.
+
+    ``probe`` None: nobody looks whether they do.
+    """
 
     eject: Eject | None = None
+    probe: Probe | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -396,7 +401,8 @@ class Rounds:
         timeout_seconds: How long one run may take.
         env: ``NAME`` (passed on) or ``NAME=VALUE``.
         on_failure: What happens when a circuit cannot be served.
-        require_probe: Whether Tor is asked first if the circuit is there.
+        require_probe: Whether Tor is asked first if the circuit is there, and its last probe has to have
+            passed.
     """
 
     command: tuple[str, ...]

@@ -1,4 +1,4 @@
-"""Values that are written as text: durations, percentages, addresses, fingerprints.
+"""Values that are written as text: durations, sizes, percentages, addresses, fingerprints.
 
 Each ``parse_`` function takes text that the schema's pattern let through, except ``parse_control``, which
 explains every fault itself: the pattern can only say that an address is wrong, not which part of it.
@@ -22,6 +22,7 @@ __all__ = [
     "parse_network",
     "parse_percentage",
     "parse_ports",
+    "parse_size",
 ]
 
 # sockaddr_un.sun_path is 108 bytes on Linux, and the last one ends the string (unix(7)).
@@ -29,6 +30,8 @@ MAX_SOCKET_PATH_BYTES = 107
 
 _MILLISECONDS = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 _DURATION = re.compile(r"([0-9]+)(ms|s|m|h|d)")
+_BYTES = {"kB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
+_SIZE = re.compile(r"([0-9]+)(kB|MB|GB|KiB|MiB|GiB)")
 _TCP = re.compile(r"(\[[^]]*\]|[^:]+):([0-9]{1,5})")
 
 
@@ -44,6 +47,13 @@ def parse_duration(text: str) -> float:
     found = _DURATION.fullmatch(text)
     assert found is not None  # noqa: S101 - the schema's pattern let it through
     return int(found[1]) * _MILLISECONDS[found[2]] / 1000
+
+
+def parse_size(text: str) -> int:
+    """``64MiB`` in bytes: 67108864."""
+    found = _SIZE.fullmatch(text)
+    assert found is not None  # noqa: S101 - the schema's pattern let it through
+    return int(found[1]) * _BYTES[found[2]]
 
 
 def parse_percentage(text: str) -> float:

@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from circuitloom.health import HELD
 from circuitloom.model import Action, AttachStream, CloseStream, ReleaseStream
 from circuitloom.policy.types import Role
 from circuitloom.pool.circuits import Circuits
@@ -147,7 +148,8 @@ def _why(state: SlotState, circuits: Circuits, now: float) -> str:
         return "drained by the operator"
     until = circuits.ejected_until(state.circuit)
     if until is not None:
-        return f"ejected for {max(0.0, until - now):.0f} s more: streams in a row failed on it"
+        rest = f"ejected for {max(0.0, until - now):.0f} s more: streams in a row failed on it"
+        return "down: its last probes failed" if until == HELD else rest
     if state.slot.role is Role.BACKUP and not circuits.backups_serve:
         return "backup, and enough active circuits are there"
     return "full"

@@ -128,6 +128,10 @@ class Keys:
         """One more stream has this key."""
         circuits.streams += 1
 
+    def count_claim(self) -> None:
+        """A key used one of its circuits first."""
+        self.claims += 1
+
     def remove_stream(self, circuits: Circuits, *, now: float) -> None:
         """One stream less has this key; after the last one its circuits are kept for a while."""
         circuits.streams -= 1

@@ -7,6 +7,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from circuitloom.balancing import ConnectTime
+from circuitloom.checks import Checkup
 from circuitloom.model import CircuitId, Hop, Purpose
 from circuitloom.policy.types import Slot
 from circuitloom.pool.isolation import IsolationKey
@@ -44,6 +45,9 @@ class Circuit:
         purpose: What Tor says that it is.
         failed_targets: Destinations that failed on it since one was connected; kept by ``Blame``.
         is_adopted: Whether another controller built it; then that one closes it, and we never do.
+        probes: How many of our probes' streams are on it; they are not among ``streams``.
+        checkup: What its probes found; kept by ``Probes``.
+        carried: Under ``isolation: none``, while circuits are probed: the isolation of its first stream.
     """
 
     slot: SlotState
@@ -61,6 +65,9 @@ class Circuit:
     purpose: Purpose = Purpose.GENERAL
     failed_targets: set[str] = field(default_factory=set, repr=False)
     is_adopted: bool = False
+    probes: int = 0
+    checkup: Checkup | None = None
+    carried: IsolationKey | None = None
 
     @property
     def label(self) -> str:

@@ -4,9 +4,30 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from circuitloom.checks import Checkup
+from circuitloom.health import HELD
 from circuitloom.pool.circuits import Circuits
 from circuitloom.pool.keys import Keys
 from circuitloom.pool.slots import Circuit, CircuitState, SlotState
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeSnapshot:
+    """What the probes of one circuit found.
+
+    Attributes:
+        health: ``up``, ``down``, ``unknown`` (no check was decided yet) or ``skipped`` (it is not checked).
+        last: ``passed`` or ``failed``, of the last check that was decided.
+        in_a_row: How many checks before it, and with it, found the same.
+        seconds_ago: When it was decided.
+        why_not: Why the circuit is not checked, in words; empty: it is.
+    """
+
+    health: str
+    last: str | None
+    in_a_row: int
+    seconds_ago: float | None
+    why_not: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +39,8 @@ class CircuitSnapshot:
         role: ``active`` or ``backup``.
         weight: As the policy says.
         max_streams: As the policy says.
-        state: ``built``, ``building``, ``backoff``, ``drained``, ``ejected``, ``draining`` or ``idle``.
+        state: ``built``, ``building``, ``backoff``, ``drained``, ``ejected``, ``down``, ``draining`` or
+            ``idle``.
         circuit_id: Tor's id, once there is one.
         path: Nicknames (or fingerprints) of its relays, first hop first.
         streams: Streams on it now.
@@ -29,6 +51,7 @@ class CircuitSnapshot:
         weight_share: Its part of the weights of its tier and key, 0 to 1.
         key: The number of the isolation key that it is for, from 0.
         is_adopted: Whether another controller built it, or has to.
+        probe: What its probes found; None: nothing is probed, or there is no circuit.
     """
 
     name: str
@@ -46,11 +69,15 @@ class CircuitSnapshot:
     weight_share: float
     key: int
     is_adopted: bool = False
+    probe: ProbeSnapshot | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class PoolSnapshot:
-    """The whole pool; times are seconds, ``notice`` tells of another controller."""
+    """The whole pool; times are seconds.
+
+    ``notice`` tells of another controller, ``probe_problem`` why probes do not work.
+    """
 
     state: str
     since_seconds: float
@@ -63,6 +90,7 @@ class PoolSnapshot:
     released_total: int
     failed_total: int
     notice: str = ""
+    probe_problem: str = ""
 
 
 def snapshot_circuits(keys: Keys, *, now: float) -> tuple[CircuitSnapshot, ...]:
@@ -106,7 +134,7 @@ def _snapshot_key(circuits: Circuits, now: float) -> list[CircuitSnapshot]:
 
 def _weight(state: SlotState) -> int:
     """What counts of its weight: nothing while it is drained or ejected."""
-    is_out = state.slot.name in state.owner.drained or _word(state) == "ejected"
+    is_out = state.slot.name in state.owner.drained or _word(state) in {"ejected", "down"}
     return 0 if is_out else state.slot.weight
 
 
@@ -114,7 +142,8 @@ def _word(state: SlotState) -> str:
     if state.circuit is not None:
         if state.slot.name in state.owner.drained:
             return "drained"
-        return "built" if state.owner.ejected_until(state.circuit) is None else "ejected"
+        until = state.owner.ejected_until(state.circuit)
+        return "built" if until is None else "down" if until == HELD else "ejected"
     if state.building is not None:
         return "building"
     return "idle" if state.retry_at is None else "backoff"
@@ -140,4 +169,18 @@ def _snapshot(
         weight_share=shares[1],
         key=state.owner.number,
         is_adopted=not state.is_ours_to_build if circuit is None else circuit.is_adopted,
+        probe=_snapshot_probe(circuit.checkup, now) if circuit and circuit.checkup else None,
+    )
+
+
+def _snapshot_probe(checkup: Checkup, now: float) -> ProbeSnapshot:
+    health = (
+        "skipped" if checkup.why_not else "down" if checkup.is_down else "up" if checkup.last else "unknown"
+    )
+    return ProbeSnapshot(
+        health=health,
+        last=checkup.last,
+        in_a_row=checkup.in_a_row,
+        seconds_ago=now - checkup.last_at if checkup.last else None,
+        why_not=checkup.why_not,
     )

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable
 
-from circuitloom.health import Ejector
+from circuitloom.health import HELD, Ejector
 from circuitloom.model import Action, Announce, CircuitId, Severity
 from circuitloom.policy.types import Policy, Role
 from circuitloom.pool.builder import Builder
@@ -153,12 +153,34 @@ class Tiers:
             self._offer(circuit)
         return until
 
+    def take_down(self, circuit: Circuit) -> bool:
+        """The circuit's probes failed: it takes no streams until ``bring_up``, if there is room for that.
+
+        Returns:
+            Whether it is down, and was not before.
+        """
+        until = self._ejector.until(circuit)
+        if until == HELD or not self._ejector.hold(circuit):
+            return False
+        if until is None:
+            self._tiers_changed(circuit.slot, -1)
+            self._offer(circuit)
+        return True
+
+    def bring_up(self, circuit: Circuit) -> None:
+        """The circuit's probes pass again, or nobody probes any more; harmless when it was not down."""
+        if self._ejector.let_in(circuit):
+            self._readmit([circuit])
+
     def readmit_due(self, *, now: float) -> None:
         """Those whose time is over take streams again."""
         self._readmit(self._ejector.due(now=now))
 
     def ejected_until(self, circuit: Circuit) -> float | None:
-        """When an ejected circuit takes streams again (seconds of the pool's clock); None if it does now."""
+        """When a circuit that is out takes streams again (seconds of the pool's clock).
+
+        ``HELD`` if its probes decide that; None if it does now.
+        """
         return self._ejector.until(circuit)
 
     def _readmit(self, circuits: Iterable[Circuit]) -> None:
