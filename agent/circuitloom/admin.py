@@ -4,7 +4,7 @@ Rules of this file:
 
 * It judges nothing: a command's name finds a function, and that function's dictionary is the answer.
 * A client can be slow, silent, huge or wrong; it costs one bounded buffer for a bounded time.
-* Without a file descriptor for them clients wait in the listener's queue; it is told at most once a minute.
+* Streams come first: one request is answered in a turn of the loop, however many there are.
 * Requests: ``{"command": "status"}``. Answers: the command's object, or ``{"error": "what is wrong"}``.
 * ``events`` is answered once, and then with an object for each event; whoever does not read them is let go.
 * Whoever changes something is named in the log, by the kernel's word.
@@ -23,6 +23,7 @@ import struct
 from collections.abc import Awaitable, Callable, Collection, Generator, Iterator, Mapping
 from typing import Any
 
+from circuitloom.accepting import accept_clients, tell_fault
 from circuitloom.errors import AdminError, CannotCreate, reason_of
 
 SOCKET_MODE = 0o660
@@ -43,12 +44,6 @@ CLOSE_SECONDS = 0.5
 
 BACKLOG = 100
 """Clients that may wait to be accepted."""
-
-ACCEPT_RETRY_SECONDS = 1.0
-"""How long a lack of descriptors or memory may last before the next client is tried."""
-
-TELL_SECONDS = 60.0
-"""Descriptors come and go; that they lack is told at most so often."""
 
 _EVENTS = "events"
 
@@ -75,6 +70,7 @@ class AdminServer:
         self._listener: socket.socket | None = None
         self._accepting: asyncio.Task[None] | None = None
         self._clients: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
+        self._turn = asyncio.Lock()
 
     async def start(self) -> None:
         """Begin to answer.
@@ -97,8 +93,9 @@ class AdminServer:
             ) from None
         listener.setblocking(False)  # noqa: FBT003 - the method's only argument
         self._listener = listener
-        self._accepting = asyncio.get_running_loop().create_task(self._accept(listener))
-        self._accepting.add_done_callback(_tell_fault)
+        accepting = accept_clients(listener, name=f"admin socket {self._path}", take=self._take)
+        self._accepting = asyncio.get_running_loop().create_task(accepting)
+        self._accepting.add_done_callback(tell_fault)
 
     async def close(self) -> None:
         """Stop answering and remove the socket."""
@@ -149,31 +146,15 @@ class AdminServer:
                 "or set another admin.socket in this policy"
             )
 
-    async def _accept(self, listener: socket.socket) -> None:
-        """Take clients for ever; asyncio's own server would call a lack of descriptors a fault of ours."""
-        loop = asyncio.get_running_loop()
-        told_at: float | None = None
-        while True:
-            try:
-                connection, _ = await loop.sock_accept(listener)
-            except ConnectionAbortedError:
-                continue
-            except OSError as error:
-                if told_at is None or loop.time() - told_at >= TELL_SECONDS:
-                    told_at = loop.time()
-                    _log.warning("admin socket %s takes no client: %s", self._path, reason_of(error))
-                await asyncio.sleep(ACCEPT_RETRY_SECONDS)
-                continue
-            if len(self._clients) >= MAX_CLIENTS:
-                connection.close()
-                # Whoever keeps the queue full must not keep the loop from turning.
-                await asyncio.sleep(0)
-                continue
-            reader, writer = await asyncio.open_unix_connection(sock=connection, limit=MAX_REQUEST_BYTES)
-            task = loop.create_task(self._serve(reader, writer))
-            self._clients[task] = writer
-            task.add_done_callback(self._clients.pop)
-            task.add_done_callback(_tell_fault)
+    async def _take(self, connection: socket.socket) -> bool:
+        if len(self._clients) >= MAX_CLIENTS:
+            return False
+        reader, writer = await asyncio.open_unix_connection(sock=connection, limit=MAX_REQUEST_BYTES)
+        task = asyncio.get_running_loop().create_task(self._serve(reader, writer))
+        self._clients[task] = writer
+        task.add_done_callback(self._clients.pop)
+        task.add_done_callback(tell_fault)
+        return True
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -182,6 +163,9 @@ class AdminServer:
                     line = await reader.readline()
                     if not line:
                         break
+                    async with self._turn:
+                        # Neither a full reader nor a writer with room ever waits.
+                        await asyncio.sleep(0)
                     writer.write(json.dumps(await self._answer(line, writer)).encode() + b"\n")
                     await writer.drain()
         except ValueError:
@@ -251,12 +235,6 @@ def follow(path: str) -> Generator[dict[str, Any], None, None]:
         file.readline()
         for line in file:
             yield json.loads(line)
-
-
-def _tell_fault(task: asyncio.Task[None]) -> None:
-    """Let the loop's exception handler know of a fault of our own."""
-    if not task.cancelled():
-        task.result()
 
 
 def ask(path: str, request: Mapping[str, Any]) -> dict[str, Any]:

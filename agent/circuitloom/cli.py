@@ -17,28 +17,40 @@ import io
 import json
 import logging
 import os
+import random
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from circuitloom import __version__, logs
+from circuitloom import logs
 from circuitloom.admin import ask, follow
-from circuitloom.errors import AdminError, CircuitloomError, PolicyError, is_out_of_descriptors, reason_of
+from circuitloom.arguments import parser
+from circuitloom.directory import fetch_relays
+from circuitloom.errors import (
+    AdminError,
+    CircuitloomError,
+    PolicyError,
+    RecordingError,
+    is_out_of_descriptors,
+    reason_of,
+)
 from circuitloom.ledger import copy_of, read_rows
 from circuitloom.model import Order
-from circuitloom.policy import check_policy, read_policy, read_source, schema_text
+from circuitloom.paths import find_online_faults
+from circuitloom.policy import Policy, check_policy, read_policy, read_source, schema_text
+from circuitloom.policy.document import parse_document
+from circuitloom.policy.source import decode
 from circuitloom.policy.types import DEFAULT_ADMIN_SOCKET, TorControl
 from circuitloom.release import give_back
-from circuitloom.rounds.listing import PAGE_ROWS, Reader, all_rows, export_csv, rounds_table
+from circuitloom.rounds.listing import Reader, all_rows, export_csv, rounds_table
 from circuitloom.service import Service
 from circuitloom.session import connect_once
 from circuitloom.state import state_directory
 from circuitloom.status import explanation_text, plan_text, status_table
 
-EX_USAGE = 64
 EX_OSERR = 71
 
 LOOP_DESCRIPTORS = 3
@@ -48,14 +60,6 @@ RELEASE_SECONDS = 10.0
 """systemd waits for ExecStopPost=; a Tor that hangs must not make it wait long."""
 
 WATCH_SECONDS = 1.0
-
-_EPILOG = """\
-exit codes (sysexits.h): 0 done, 64 wrong arguments, 69 Tor or the agent does not answer,
-70 a fault of circuitloom, 71 no file descriptor is left, 73 a socket cannot be made, 77 Tor refuses us,
-78 the policy has faults.
-
-A first try, without touching this machine's Tor:   circuitloom demo
-"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -71,11 +75,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # A policy's text may be quoted back at a terminal that cannot show it.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    options = _parser().parse_args(arguments)
+    options = parser().parse_args(arguments)
     try:
-        code = options.command(options)
+        code = _COMMANDS[options.command](options)
         sys.stdout.flush()
-    except PolicyError as error:
+    except (PolicyError, RecordingError) as error:
+        # Their text begins with the file, as a compiler's does.
         print(error, file=sys.stderr)
         return error.exit_code
     except CircuitloomError as error:
@@ -97,9 +102,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _check(options: argparse.Namespace) -> int:
-    _, warnings = check_policy(read_source(options.policy), name=options.policy)
+    data = read_source(options.policy)
+    policy, warnings = check_policy(data, name=options.policy)
     for warning in warnings:
         print(dataclasses.replace(warning, path=f"warning: {warning.path}"))
+    return _check_online(options.policy, data, policy) if options.online else 0
+
+
+def _check_online(name: str, data: bytes, policy: Policy) -> int:
+    """Judge a policy without faults by the relays that its Tor knows now."""
+    needs_countries = any(rules.uses_countries for rules in policy.path_rules)
+    _try_descriptors()
+    relays = asyncio.run(fetch_relays(policy.tor, countries={} if needs_countries else None))
+    # One way to select them, not the same each time.
+    uniform = random.Random().random  # noqa: S311 - nothing secret hangs on it
+    found = list(
+        find_online_faults(parse_document(decode(data, name), name), policy, relays, uniform=uniform)
+    )
+    for note in sorted(finding.fault for finding in found if finding.is_note):
+        print(dataclasses.replace(note, path=f"note: {note.path}"))
+    faults = {finding.fault for finding in found if not finding.is_note}
+    if faults:
+        raise PolicyError(sorted(faults))
     return 0
 
 
@@ -113,7 +137,9 @@ def _run(options: argparse.Namespace) -> int:
     gc.freeze()
 
     async def serve() -> int:
-        return await Service(options.policy, policy, state=state_directory(options.state)).run()
+        state = state_directory(options.state)
+        record = Path(options.record) if options.record else None
+        return await Service(options.policy, policy, state=state, record=record).run()
 
     _try_descriptors()
     return asyncio.run(serve())
@@ -266,6 +292,14 @@ def _print_rounds(read: Reader, options: argparse.Namespace) -> None:
         print(rounds_table(read(after=-1, limit=options.last)))
 
 
+def _simulate(options: argparse.Namespace) -> int:
+    # Only this command needs dice and a made-up Tor.
+    from circuitloom.simulate import simulate  # noqa: PLC0415
+
+    print(simulate(options))
+    return 0
+
+
 def _demo(options: argparse.Namespace) -> int:
     # Only this command needs the laboratory, and rich.
     from circuitloom.demo import run_demo  # noqa: PLC0415
@@ -273,175 +307,19 @@ def _demo(options: argparse.Namespace) -> int:
     return run_demo(seconds=options.seconds, relays=options.relays, plain=options.plain)
 
 
-def _row_count(text: str) -> int:
-    if not text.isdecimal() or not 1 <= int(text) <= PAGE_ROWS:
-        raise argparse.ArgumentTypeError(f"must be a number from 1 to {PAGE_ROWS}")
-    return int(text)
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> None:  # type: ignore[override]  # it exits, as the original does
-        print(f"{self.prog}: {message}; see {self.prog} --help", file=sys.stderr)
-        raise SystemExit(EX_USAGE)
-
-
-def _add_socket(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--socket", metavar="PATH", help=f"the admin socket (default: {DEFAULT_ADMIN_SOCKET})"
-    )
-    command.add_argument("--policy", metavar="POLICY", help="take the admin socket from this policy")
-
-
-_ORDERS = {
-    Order.DRAIN: "give a circuit no new streams; those on it finish",
-    Order.READY: "let a drained circuit take streams again",
-    Order.WEIGHT: "give a circuit another weight, until the next reload",
-    Order.ROTATE: "replace a circuit, make before break",
-    Order.CLOSE: "close a circuit at once, with the streams on it",
+_COMMANDS: Mapping[str, Callable[[argparse.Namespace], int]] = {
+    "order": _order,
+    "adopt": _adopt,
+    "reload": _reload,
+    "explain": _explain,
+    "events": _events,
+    "check": _check,
+    "run": _run,
+    "simulate": _simulate,
+    "status": _status,
+    "rounds": _rounds,
+    "release": _release,
+    "schema": _schema,
+    "demo": _demo,
 }
-
-
-def _add_orders(commands: Any) -> None:  # noqa: ANN401 - argparse's class of it is private
-    """The commands that change the running agent, or ask it why."""
-    for order, what in _ORDERS.items():
-        command = commands.add_parser(order.value, help=what, description=f"Ask the running agent: {what}.")
-        command.add_argument("name", metavar="NAME", help="the circuit, as the policy names it")
-        if order is Order.WEIGHT:
-            command.add_argument("weight", metavar="N", type=int, help="from 1 to 1000")
-        _add_socket(command)
-        command.set_defaults(command=_order, name_of_command=order.value)
-    adopt = commands.add_parser(
-        "adopt",
-        help="take a circuit that another controller built",
-        description=(
-            "Give the running agent a circuit of another controller, for a circuit of the policy that has "
-            "`adopt`. Tor is asked first, and the circuit serves when this ends with 0; one that was there "
-            "before drains. The agent never closes it."
-        ),
-    )
-    adopt.add_argument("name", metavar="NAME", help="the circuit, as the policy names it")
-    adopt.add_argument(
-        "circuit", metavar="CIRCUIT_ID", help="Tor's id of it, from EXTENDCIRCUIT or circuit-status"
-    )
-    _add_socket(adopt)
-    adopt.set_defaults(command=_adopt)
-    reload = commands.add_parser(
-        "reload",
-        help="have the running agent read its policy again",
-        description="Says what becomes of each circuit. A faulty policy changes nothing: its faults, and 78.",
-    )
-    reload.add_argument("--plan", action="store_true", help="say what it would do, and do nothing")
-    _add_socket(reload)
-    reload.set_defaults(command=_reload)
-    explain = commands.add_parser(
-        "explain",
-        help="say why a stream went where it went",
-        description="The last decisions, or those on one stream, and what each circuit is good for now.",
-    )
-    explain.add_argument("stream", metavar="STREAM_ID", nargs="?", help="Tor's id of the stream")
-    explain.add_argument("--json", action="store_true", help="print the whole document, for programs")
-    _add_socket(explain)
-    explain.set_defaults(command=_explain)
-    events = commands.add_parser(
-        "events",
-        help="follow what happens, one JSON object a line",
-        description="Each change of state as it happens, until the agent ends or this is interrupted.",
-    )
-    _add_socket(events)
-    events.set_defaults(command=_events)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog="circuitloom",
-        description="Spread the streams of one Tor client over many circuits, as a policy says.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--version", action="version", version=f"circuitloom {__version__}")
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-
-    check = commands.add_parser(
-        "check",
-        help="name every fault of a policy",
-        description="Print every fault as FILE:LINE:COLUMN: path: message; exit 0 without faults, else 78.",
-    )
-    check.add_argument("policy", metavar="POLICY", help="the YAML file")
-    check.set_defaults(command=_check)
-
-    run = commands.add_parser(
-        "run",
-        help="balance the streams of a running Tor (what the systemd unit starts)",
-        description=(
-            "Take over stream attachment once enough circuits are built, and give it back when there is "
-            "none, and at the end. SIGHUP reads the policy again (a faulty one is refused whole), SIGTERM "
-            "and SIGINT give back and stop."
-        ),
-    )
-    run.add_argument("policy", metavar="POLICY", help="the YAML file")
-    run.add_argument(
-        "--state",
-        metavar="DIR",
-        help="where circuits are written down for the next agent, which takes them over, and rounds "
-        "(default: systemd's $STATE_DIRECTORY, or nowhere)",
-    )
-    run.set_defaults(command=_run)
-
-    status = commands.add_parser(
-        "status",
-        help="show circuits, shares and streams of the running agent",
-        description="Ask the running agent over its admin socket.",
-    )
-    how = status.add_mutually_exclusive_group()
-    how.add_argument("--json", action="store_true", help="print the whole document, for programs")
-    how.add_argument("--watch", action="store_true", help="show it anew every second, until interrupted")
-    _add_socket(status)
-    status.set_defaults(command=_status)
-    _add_orders(commands)
-
-    rounds = commands.add_parser(
-        "rounds",
-        help="list the rounds that were run",
-        description=(
-            "Print the ledger of rounds: the last ones as a table, or all of them as JSON or CSV. Asks the "
-            "running agent; --state reads the ledger of one that does not run."
-        ),
-    )
-    form = rounds.add_mutually_exclusive_group()
-    form.add_argument("--json", action="store_true", help="print all rounds as a JSON list")
-    form.add_argument("--export", choices=["csv"], help="print all rounds as CSV")
-    rounds.add_argument(
-        "--last", type=_row_count, default=20, metavar="N", help="rows of the table (default: 20)"
-    )
-    _add_socket(rounds)
-    rounds.add_argument("--state", metavar="DIR", help="read the ledger in this state directory instead")
-    rounds.set_defaults(command=_rounds)
-
-    release = commands.add_parser(
-        "release",
-        help="give every stream back to Tor, also after a crash of the agent",
-        description=(
-            "Reset Tor's option and hand every waiting stream to Tor. Works alone; harmless when nothing is "
-            "held. A running agent takes over again: stop it first."
-        ),
-    )
-    release.add_argument("policy", metavar="POLICY", nargs="?", help="take Tor's control address from it")
-    release.set_defaults(command=_release)
-
-    schema = commands.add_parser("schema", help="print the JSON Schema of a policy, for editors")
-    schema.set_defaults(command=_schema)
-
-    demo = commands.add_parser(
-        "demo",
-        help="see it work: a private Tor network on loopback, load, a failover",
-        description=(
-            "Start a private Tor network on this machine's loopback interface, the agent with four weighted "
-            "circuits, and load; close a circuit on the way; print what happened. Leaves nothing behind, and "
-            "never touches the public Tor network or this machine's Tor."
-        ),
-    )
-    demo.add_argument("--seconds", type=float, default=20.0, help="how long to drive load (default: 20)")
-    demo.add_argument("--relays", type=int, default=6, help="how many relays to start (default: 6)")
-    demo.add_argument("--plain", action="store_true", help="progress lines instead of the live view")
-    demo.set_defaults(command=_demo)
-    return parser
+"""By the name that ``arguments`` gives each."""

@@ -10,6 +10,8 @@
         * ``OutOfDescriptors``: this process or the machine has no file descriptor left for it (71, EX_OSERR)
     * ``AdminError``: the agent's admin socket cannot be used (69)
     * ``CannotCreate``: a file or socket we own cannot be made (73, EX_CANTCREAT)
+    * ``UnknownCircuit``: a command names a circuit that the policy does not (64, EX_USAGE)
+    * ``RecordingError``: a recording of streams cannot be used (65, EX_DATAERR)
     * ``LedgerError``: the ledger of rounds cannot be used (74, EX_IOERR)
         * ``LedgerBusy``: another process serves it
     * ``LabError``: the private Tor network cannot be started or used (69)
@@ -38,6 +40,8 @@ __all__ = [
     "LedgerError",
     "OutOfDescriptors",
     "PolicyError",
+    "RecordingError",
+    "UnknownCircuit",
     "is_out_of_descriptors",
     "reason_of",
 ]
@@ -124,6 +128,18 @@ class CannotCreate(CircuitloomError):
     """A file or socket that circuitloom owns cannot be made."""
 
     exit_code = 73
+
+
+class UnknownCircuit(CircuitloomError):
+    """A command names a circuit that the policy does not."""
+
+    exit_code = 64
+
+
+class RecordingError(CircuitloomError):
+    """A recording of streams cannot be used; its text begins with file and line."""
+
+    exit_code = 65
 
 
 class LedgerError(CircuitloomError):

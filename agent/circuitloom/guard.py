@@ -25,7 +25,7 @@ import time
 
 from circuitloom import wire
 from circuitloom.errors import ControlProtocolError
-from circuitloom.model import LEAVE_UNATTACHED, TOR_CHOOSES, waits_for_controller
+from circuitloom.model import DOUBT_SECONDS, LEAVE_UNATTACHED, TOR_CHOOSES
 from circuitloom.wire import ControlCodec, Reply
 
 BEAT_SECONDS = 0.3
@@ -129,7 +129,7 @@ class Guard:
 
 
 class _Watch:
-    """The child's end."""
+    """The child's end; see ``watch``."""
 
     def __init__(self, link: socket.socket) -> None:
         self._link = link
@@ -154,6 +154,12 @@ class _Watch:
             if data in {_IN_CHARGE, _NOT_IN_CHARGE}:
                 is_in_charge = data == _IN_CHARGE
 
+    def close(self) -> None:
+        """Leave Tor."""
+        if self._tor is not None:
+            self._tor.close()
+            self._tor = None
+
     def _receive(self) -> bytes:
         """The next message of the agent; empty at its end."""
         size = array.array("i").itemsize
@@ -166,36 +172,52 @@ class _Watch:
         for level, kind, payload in ancillary:
             if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
                 (descriptor,) = array.array("i", payload[:size])
-                if self._tor is not None:
-                    self._tor.close()
+                self.close()
                 self._tor = socket.socket(fileno=descriptor)
         return data
 
     def _give_back(self) -> None:
-        """The same three steps as ``release``, on a blocking socket."""
-        if self._tor is None:
+        """As ``release`` does, on a blocking socket."""
+        tor = self._tor
+        if tor is None:
             return
-        self._tor.settimeout(ANSWER_SECONDS)
+        tor.settimeout(ANSWER_SECONDS)
         with contextlib.suppress(OSError, ControlProtocolError):
-            self._tor.sendall(wire.command("RESETCONF", LEAVE_UNATTACHED))
-            self._tor.sendall(wire.command("GETINFO", "stream-status"))
-            _, status = self._read_replies(self._tor, 2)
-            streams = wire.parse_streams(status.values().get("stream-status", ""))
-            waiting = [stream.stream_id for stream in streams if waits_for_controller(stream)]
-            self._tor.sendall(b"".join(wire.attach_stream(stream_id, TOR_CHOOSES) for stream_id in waiting))
-            # Read, or a later time would take these answers for its own.
-            self._read_replies(self._tor, len(waiting))
+            option, status, _ = self._ask(
+                tor,
+                wire.command("GETCONF", LEAVE_UNATTACHED),
+                wire.command("GETINFO", "stream-status"),
+                wire.command("RESETCONF", LEAVE_UNATTACHED),
+            )
+            waiting = wire.waiting_streams(status)
+            if waiting and option.values().get(LEAVE_UNATTACHED) != "1":
+                time.sleep(DOUBT_SECONDS)
+                (status,) = self._ask(tor, wire.command("GETINFO", "stream-status"))
+                waiting &= wire.waiting_streams(status)
+            # The answers are read, or a later time would take them for its own.
+            self._ask(tor, *(wire.attach_stream(stream_id, TOR_CHOOSES) for stream_id in sorted(waiting)))
 
     @staticmethod
-    def _read_replies(tor: socket.socket, count: int) -> list[Reply]:
+    def _ask(tor: socket.socket, *commands: bytes) -> list[Reply]:
+        """Send these in one write, and wait for a reply to each."""
+        tor.sendall(b"".join(commands))
         codec = ControlCodec()
         replies: list[Reply] = []
-        while len(replies) < count:
+        while len(replies) < len(commands):
             data = tor.recv(1 << 16)
             if not data:
                 raise ControlProtocolError("Tor hung up")
             replies += [message for message in codec.feed(data) if isinstance(message, Reply)]
         return replies
+
+
+def watch(link: socket.socket) -> None:
+    """Be the child's loop, until the agent's end of ``link`` is closed."""
+    child = _Watch(link)
+    try:
+        child.run()
+    finally:
+        child.close()
 
 
 def main(descriptor: int) -> None:
@@ -209,7 +231,7 @@ def main(descriptor: int) -> None:
         signal.signal(number, signal.SIG_IGN)
     with contextlib.suppress(OSError):
         os.chdir("/")
-    _Watch(socket.socket(fileno=descriptor)).run()
+    watch(socket.socket(fileno=descriptor))
 
 
 if __name__ == "__main__":

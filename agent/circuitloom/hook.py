@@ -7,6 +7,8 @@ Rules of this file:
 * A hook inherits a locked file. Whoever restarts the agent sees by it that an earlier run has not ended, even
   one that the agent could not end because it was killed.
 * Whatever the hook started ends with it: the whole process group, by SIGTERM first when time is up.
+* What fails before the program's exec is "not started"; a program that runs and cannot be watched is killed,
+  and nobody knows what it did.
 """
 
 from __future__ import annotations
@@ -39,6 +41,9 @@ TERM_SECONDS = 2.0
 """Between SIGTERM and SIGKILL."""
 
 READ_BYTES = 16 << 10
+POLL_SECONDS = 0.02
+"""Between looks for the end of a killed hook that has no pidfd."""
+
 REST_SECONDS = 0.02
 """After a full read: a hook that floods us gets 800 kB/s of our time, and a full pipe stops it."""
 
@@ -125,6 +130,7 @@ class HookRun:
         self._line = bytearray()
         self._lines = 0
         self._timed_out = False
+        self._unwatched = ""
         self._process: subprocess.Popen[bytes] | None = None
         self._pidfd = -1
         self._pipes: dict[int, Callable[[bytes], None]] = {}
@@ -192,13 +198,26 @@ class HookRun:
             os.close(stdin)
         assert self._process.stdout is not None  # noqa: S101 - we asked for both
         assert self._process.stderr is not None  # noqa: S101 - the same
-        self._pidfd = os.pidfd_open(self._process.pid)
-        os.write(held, f"{self._process.pid} {_started_at(self._process.pid)}".encode())
-        self._loop.add_reader(self._pidfd, self._on_exit)
-        self._watch(self._process.stdout.fileno(), self._take_output)
-        self._watch(self._process.stderr.fileno(), self._take_log)
-        self._timers.append(self._loop.call_later(self._timeout_seconds, self._on_timeout))
+        try:
+            self._pidfd = os.pidfd_open(self._process.pid)
+            os.write(held, f"{self._process.pid} {_started_at(self._process.pid)}".encode())
+            self._loop.add_reader(self._pidfd, self._on_exit)
+            self._watch(self._process.stdout.fileno(), self._take_output)
+            self._watch(self._process.stderr.fileno(), self._take_log)
+        except OSError as error:
+            self._unwatched = f"killed at its start, it could not be watched: {reason_of(error)}"
+            self._loop.call_soon(self._end_unwatched, self._process)
+        else:
+            self._timers.append(self._loop.call_later(self._timeout_seconds, self._on_timeout))
         return ""
+
+    def _end_unwatched(self, process: subprocess.Popen[bytes]) -> None:
+        """Kill it and look for its end until that has come."""
+        self._signal(signal.SIGKILL)
+        if process.poll() is None:
+            self._loop.call_later(POLL_SECONDS, self._end_unwatched, process)
+        else:
+            self._on_exit()
 
     # --- while it runs -------------------------------------------------------------------------------------
 
@@ -265,11 +284,13 @@ class HookRun:
         process = self._process
         if process is None:
             return
-        self._loop.remove_reader(self._pidfd)
+        if self._pidfd >= 0:
+            self._loop.remove_reader(self._pidfd)
         # What it has left running would be a second run beside the next attempt.
         self._signal(signal.SIGKILL)
         process.wait()
-        os.close(self._pidfd)
+        if self._pidfd >= 0:
+            os.close(self._pidfd)
         for timer in (*self._timers, *self._rests.values()):
             timer.cancel()
         for pipe in list(self._pipes):
@@ -290,6 +311,8 @@ class HookRun:
         self._on_end(result)
 
     def _result(self, code: int) -> Result:
+        if self._unwatched:
+            return Result(Outcome.UNKNOWN, self._unwatched)
         if self._timed_out and code != 0:
             return Result(Outcome.UNKNOWN, f"not done within {self._timeout_seconds:g} s, ended")
         if code < 0:

@@ -24,12 +24,30 @@ from circuitloom.authentication import open_control, read_cookie
 from circuitloom.errors import ControlError, ControlRefused, ControlUnreachable, OutOfDescriptors, reason_of
 from circuitloom.guard import BEAT_SECONDS, SILENCE_SECONDS, Guard
 from circuitloom.lock import TorLock
-from circuitloom.model import LEAVE_UNATTACHED, Connected, Reserved
+from circuitloom.model import (
+    LEAVE_UNATTACHED,
+    MAX_CIRCUIT_DIRTINESS,
+    Connected,
+    Reserved,
+    dirtiness_seconds,
+)
 from circuitloom.policy.types import TorControl
 from circuitloom.session import Session, connect
-from circuitloom.wire import AnyEvent, ControlEvent, Reply, TorWarning
+from circuitloom.wire import AnyEvent, ControlEvent, DirectoryNews, Reply, TorWarning
 
-EVENTS = ("CIRC", "CIRC_MINOR", "STREAM", "CONF_CHANGED", "SIGNAL", "STATUS_CLIENT", "STATUS_GENERAL")
+BANDWIDTH_EVENT = "CIRC_BW"
+"""One line a second and busy circuit: subscribed to while the policy counts bytes."""
+
+EVENTS = (
+    "CIRC",
+    "CIRC_MINOR",
+    "STREAM",
+    "CONF_CHANGED",
+    "SIGNAL",
+    "STATUS_CLIENT",
+    "STATUS_GENERAL",
+    "GUARD",
+)
 RESERVED_OPTIONS = ("VirtualAddrNetworkIPv4", "VirtualAddrNetworkIPv6", "MapAddress")
 
 RECONNECT_INITIAL_SECONDS = 0.1
@@ -56,6 +74,7 @@ class LinkEvents:
         event: With each event.
         turn: After all that one read brought.
         lost: The connection ended; what is asked for now goes nowhere.
+        directory: Tor knows other relays, or thinks otherwise of its guards.
         reserved: With what Tor maps from now on.
         pulse: The loop has turned and, when connected, Tor has answered.
         news: Something changed that the status shows.
@@ -66,6 +85,7 @@ class LinkEvents:
     event: Callable[[ControlEvent], None]
     turn: Callable[[], None]
     lost: Callable[[], None]
+    directory: Callable[[DirectoryNews], None]
     reserved: Callable[[Reserved], None]
     pulse: Callable[[], None]
     news: Callable[[], None]
@@ -86,6 +106,7 @@ class Link:
         tor_version: As Tor told it last; empty before.
         disconnected_reason: Why there is no connection, in words.
         is_stopping: Set when the end of the connection is no news any more.
+        counts_bytes: Whether Tor tells how much each circuit carries.
     """
 
     def __init__(
@@ -118,6 +139,7 @@ class Link:
         self.tor_version = ""
         self.disconnected_reason = "connecting"
         self.is_stopping = False
+        self.counts_bytes = False
 
     @property
     def guard_pid(self) -> int | None:
@@ -199,8 +221,11 @@ class Link:
         session.send(
             wire.command("PROTOCOLINFO", "1"), lambda reply: cookie.extend(wire.parse_cookie_path(reply))
         )
-        session.send(wire.command("SETEVENTS", *EVENTS), self._require)
-        session.send(wire.command("GETCONF", LEAVE_UNATTACHED, *RESERVED_OPTIONS), options.append)
+        self._subscribe(session)
+        session.send(
+            wire.command("GETCONF", LEAVE_UNATTACHED, MAX_CIRCUIT_DIRTINESS, *RESERVED_OPTIONS),
+            options.append,
+        )
 
         def take(reply: Reply) -> None:
             self._require(reply)
@@ -222,7 +247,8 @@ class Link:
             self._ping_sent_at = None
             self.disconnected_reason = ""
             _log.info("connected to Tor %s at %s", self.tor_version, self._tor.control)
-            is_waited_for = options[0].values().get(LEAVE_UNATTACHED) == "1"
+            option = options[0].values()
+            is_waited_for = option.get(LEAVE_UNATTACHED) == "1"
             if is_waited_for:
                 # Somebody left streams waiting: from here on the guard answers for them, whatever we do next.
                 self._guard.beat(is_in_charge=True)
@@ -233,10 +259,22 @@ class Link:
                     leave_unattached=is_waited_for,
                     reserved=wire.parse_reserved(options[0]),
                     secret=read_cookie(cookie[0]) if cookie else None,
+                    max_dirtiness_seconds=dirtiness_seconds(option.get(MAX_CIRCUIT_DIRTINESS, "")),
                 )
             )
 
         session.send(wire.command("GETINFO", "version", "circuit-status", "stream-status"), take)
+
+    def count_bytes(self, *, is_wanted: bool) -> None:
+        """Have Tor tell, from now on and over reconnects, how much each circuit carries; or not."""
+        if is_wanted != self.counts_bytes:
+            self.counts_bytes = is_wanted
+            if self.session is not None:
+                self._subscribe(self.session)
+
+    def _subscribe(self, session: Session) -> None:
+        events = (*EVENTS, BANDWIDTH_EVENT) if self.counts_bytes else EVENTS
+        session.send(wire.command("SETEVENTS", *events), self._require)
 
     def ask_reserved(self) -> None:
         """Ask anew what Tor maps, after its options changed."""
@@ -257,6 +295,8 @@ class Link:
             self._end_standstill()
         elif isinstance(event, TorWarning):
             _tell_warning(event)
+        elif isinstance(event, DirectoryNews):
+            self._events.directory(event)
         else:
             self._events.event(event)
 

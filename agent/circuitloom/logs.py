@@ -11,7 +11,7 @@ import os
 import sys
 
 from circuitloom.model import Severity
-from circuitloom.policy.types import Log, LogFormat
+from circuitloom.policy.operating import Log, LogFormat
 
 LEVEL = {
     Severity.DEBUG: logging.DEBUG,

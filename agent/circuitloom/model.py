@@ -24,6 +24,15 @@ TOR_CHOOSES = CircuitId("0")
 LEAVE_UNATTACHED = "__LeaveStreamsUnattached"
 """The option that makes Tor wait for a controller to attach each new stream."""
 
+DOUBT_SECONDS = 2.0
+"""So long a stream that waits while that option is not set may be one that Tor is choosing a circuit for.
+
+Tor does so as soon as it has a circuit. What is still there after this was left by somebody who was
+interrupted while giving back."""
+
+MAX_CIRCUIT_DIRTINESS = "MaxCircuitDirtiness"
+"""The option that says for how long after its first stream Tor gives new ones to a circuit (tor-facts 5)."""
+
 NO_KEYWORDS: Mapping[str, str] = MappingProxyType({})
 
 
@@ -39,6 +48,9 @@ class StreamStatus(StrEnum):
     DETACHED = "DETACHED"
     FAILED = "FAILED"
     CLOSED = "CLOSED"
+
+    # Enum's own is a function in Python, and every event is looked up by its status.
+    __hash__ = str.__hash__
 
 
 _FRESH = frozenset({StreamStatus.NEW, StreamStatus.NEWRESOLVE, StreamStatus.CONTROLLER_WAIT})
@@ -122,9 +134,10 @@ class StreamEvent(NamedTuple):
 def waits_for_controller(line: StreamEvent) -> bool:
     """Whether a line of ``GETINFO stream-status`` may be a stream that waits for a controller.
 
-    Tor shows one that it is choosing a circuit for in the same words; for that one ATTACHSTREAM is refused,
-    harmlessly (tor-facts 4). A directory stream never waits, and would be torn off its circuit; no purpose is
-    shown, but its target tells: ``1.2.3.4.$FINGERPRINT.exit:port`` (tor-facts 1).
+    Tor shows one that it is choosing a circuit for in the same words. For that one ATTACHSTREAM is refused,
+    harmlessly (tor-facts 4), until Tor has chosen: then it is torn off its circuit, and bytes it sent before
+    the reply are lost (tor-facts 0). A directory stream never waits; no purpose is shown, but its target
+    tells: ``1.2.3.4.$FINGERPRINT.exit:port`` (tor-facts 1).
     """
     return line.status in _FRESH and ".$" not in line.target
 
@@ -148,11 +161,26 @@ class CircuitEvent(NamedTuple):
         return f"<circuit {self.circuit_id} {self.status}>"
 
 
+class CircuitBandwidth(NamedTuple):
+    """A CIRC_BW event: what a circuit has carried since the last one, about a second ago."""
+
+    circuit_id: CircuitId
+    read_bytes: int
+    written_bytes: int
+
+
 @dataclass(frozen=True, slots=True)
 class ConfChanged:
     """Options of the running Tor changed (CONF_CHANGED); None means the default came back."""
 
     values: Mapping[str, str | None]
+
+
+def dirtiness_seconds(value: str | None) -> float | None:
+    """The seconds of MaxCircuitDirtiness as Tor tells it; None: not known."""
+    if value is None:
+        return 600.0  # Tor's default
+    return float(value) if value.isdecimal() else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +193,13 @@ class SignalReceived:
 @dataclass(frozen=True, slots=True)
 class NetworkReady:
     """Tor said that circuits can be built now (STATUS_CLIENT ENOUGH_DIR_INFO or CIRCUIT_ESTABLISHED)."""
+
+
+@dataclass(frozen=True, slots=True)
+class StillWaiting:
+    """The answer to AskWaiting: the streams that may wait for a controller."""
+
+    stream_ids: frozenset[StreamId]
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,6 +238,7 @@ class Connected:
         reserved: Addresses that Tor rewrites, perhaps to an onion service; their streams stay Tor's.
         records: Circuits that an agent before us left, at the first connection.
         secret: Tor's cookie, to write keys down with; None: there is none.
+        max_dirtiness_seconds: Tor's MaxCircuitDirtiness; None: not known.
     """
 
     circuits: tuple[CircuitEvent, ...] = ()
@@ -211,6 +247,7 @@ class Connected:
     reserved: Reserved | None = None
     records: tuple[RecordedCircuit, ...] = ()
     secret: bytes | None = field(default=None, repr=False)
+    max_dirtiness_seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -342,6 +379,11 @@ class GiveBack:
     """RESETCONF __LeaveStreamsUnattached; ReleaseStream for each waiting stream goes with it."""
 
 
+@dataclass(frozen=True, slots=True)
+class AskWaiting:
+    """GETINFO stream-status; the answer comes back in StillWaiting."""
+
+
 class AttachStream(NamedTuple):
     """ATTACHSTREAM to one of our circuits; ``name`` is the policy's name of the circuit."""
 
@@ -431,9 +473,11 @@ class Announce:
 Event = (
     StreamEvent
     | CircuitEvent
+    | CircuitBandwidth
     | ConfChanged
     | SignalReceived
     | NetworkReady
+    | StillWaiting
     | Connected
     | Disconnected
     | BuildAccepted
@@ -452,6 +496,7 @@ Event = (
 Action = (
     TakeOver
     | GiveBack
+    | AskWaiting
     | AttachStream
     | ReleaseStream
     | CloseStream

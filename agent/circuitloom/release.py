@@ -1,15 +1,20 @@
 """Gives every stream back to Tor: the undo of the takeover, for a stop and after a crash.
 
-Three steps, because resetting the option alone leaves the streams that wait waiting (tor-facts 4): reset it,
-ask which streams wait, hand each to Tor's own selection. A stream that Tor serves already refuses the last
-step with 555, harmlessly. Doing it twice does no harm either.
+Resetting the option alone leaves the streams that wait waiting (tor-facts 4). So Tor is asked which wait,
+told to reset the option, and given each of them, to choose for itself.
+
+Asked and told in one write, which Tor reads as one: no stream comes in between that Tor chooses for by itself
+already. Caught on the way to its circuit, it would be torn off and lose bytes (tor-facts 0). For the same
+reason, what is found waiting while the option is *not* set is asked for twice: it may be Tor's.
 """
 
 from __future__ import annotations
 
+import asyncio
+
 from circuitloom import wire
 from circuitloom.errors import ControlRefused
-from circuitloom.model import LEAVE_UNATTACHED, TOR_CHOOSES, waits_for_controller
+from circuitloom.model import DOUBT_SECONDS, LEAVE_UNATTACHED, TOR_CHOOSES
 from circuitloom.session import Session, get_info
 from circuitloom.wire import Reply
 
@@ -27,19 +32,25 @@ async def give_back(session: Session) -> int:
         ControlClosed: Tor went away meanwhile, and with it all that waited.
         ControlRefused: Tor does not reset the option.
     """
+    option: list[Reply] = []
+    status: list[Reply] = []
+    session.send(wire.command("GETCONF", LEAVE_UNATTACHED), option.append)
+    session.send(wire.command("GETINFO", "stream-status"), status.append)
     reset = await session.request(wire.command("RESETCONF", LEAVE_UNATTACHED))
     if not reset.is_ok:
         raise ControlRefused(f"Tor refused to reset {LEAVE_UNATTACHED}: {reset.text}")
-    status = (await get_info(session, "stream-status"))["stream-status"]
+    waiting = wire.waiting_streams(status[0])
+    if waiting and option[0].values().get(LEAVE_UNATTACHED) != "1":
+        await asyncio.sleep(DOUBT_SECONDS)
+        waiting &= wire.waiting_streams(await session.request(wire.command("GETINFO", "stream-status")))
     handed = 0
 
     def count(reply: Reply) -> None:
         nonlocal handed
         handed += reply.is_ok
 
-    for stream in wire.parse_streams(status):
-        if waits_for_controller(stream):
-            session.send(wire.attach_stream(stream.stream_id, TOR_CHOOSES), count)
+    for stream_id in sorted(waiting):
+        session.send(wire.attach_stream(stream_id, TOR_CHOOSES), count)
     # Replies come in order, so the answer to one more command comes after all of them.
     await get_info(session, "version")
     return handed

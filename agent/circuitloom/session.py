@@ -35,6 +35,9 @@ class Session(asyncio.Protocol):
         on_event: Takes each event.
         on_turn: Called after all that one read brought was handed on.
         on_closed: Called once, when the connection ends, with the reason.
+
+    Attributes:
+        read_at: When the last read came (seconds of the loop's clock).
     """
 
     def __init__(
@@ -53,6 +56,7 @@ class Session(asyncio.Protocol):
         self._transport: asyncio.WriteTransport | None = None
         self._loop = asyncio.get_running_loop()
         self._is_flush_due = False
+        self.read_at = self._loop.time()
         self._error: Exception | None = None
         self._is_ended = False
         self._waiters: set[asyncio.Future[Reply]] = set()
@@ -131,6 +135,7 @@ class Session(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """See asyncio.Protocol."""
         on_event = self._on_event
+        self.read_at = self._loop.time()
         try:
             for message in self._codec.feed(data):
                 if self._is_ended:

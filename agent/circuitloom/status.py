@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from circuitloom.policy.types import Policy, WhenNone
-from circuitloom.pool import Attachment, PoolSnapshot
+from circuitloom.pool import Attachment, CircuitSnapshot, Histogram, PoolSnapshot
 
 STATUS_VERSION = 1
 
@@ -81,7 +81,7 @@ def status_document(
             "control": str(policy.tor.control),
         },
         "guard_pid": guard_pid,
-        "circuits": [_rounded(dataclasses.asdict(circuit)) for circuit in snapshot.circuits],
+        "circuits": [_rounded(_circuit_document(circuit)) for circuit in snapshot.circuits],
         "probes": {"problem": snapshot.probe_problem or None} if policy.health.probe else None,
         "streams": {
             "active": snapshot.streams_active,
@@ -244,8 +244,18 @@ def _columns(rows: Sequence[tuple[str, ...]]) -> list[str]:
     return lines
 
 
+def _circuit_document(circuit: CircuitSnapshot) -> dict[str, Any]:
+    # Not asdict: it would copy every histogram.
+    document = {field.name: getattr(circuit, field.name) for field in dataclasses.fields(circuit)}
+    connects: Histogram = document.pop("connects")
+    document["probe"] = dataclasses.asdict(circuit.probe) if circuit.probe else None
+    document["connect_p50_seconds"] = connects.quantile(0.5)
+    document["connect_p99_seconds"] = connects.quantile(0.99)
+    return document
+
+
 def _rounded(circuit: dict[str, Any]) -> dict[str, Any]:
-    for key in ("age_seconds", "share", "weight_share"):
+    for key in ("age_seconds", "share", "weight_share", "connect_p50_seconds", "connect_p99_seconds"):
         if circuit[key] is not None:
             circuit[key] = round(circuit[key], 4)
     if circuit["probe"] and circuit["probe"]["seconds_ago"] is not None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from enum import StrEnum
 from functools import lru_cache
 from types import MappingProxyType
 from typing import NamedTuple
@@ -19,6 +20,7 @@ from typing import NamedTuple
 from circuitloom.errors import ControlProtocolError
 from circuitloom.model import (
     TOR_CHOOSES,
+    CircuitBandwidth,
     CircuitEvent,
     CircuitId,
     CircuitStatus,
@@ -31,6 +33,7 @@ from circuitloom.model import (
     StreamEvent,
     StreamId,
     StreamStatus,
+    waits_for_controller,
 )
 
 MAX_LINE_BYTES = 1 << 20
@@ -63,6 +66,7 @@ _KEYWORD = re.compile(r' ([A-Z][A-Z0-9_]*)=("(?:[^"\\]|\\.)*"|[^" ]*)')
 _ESCAPED = re.compile(r"\\([0-7]{1,3}|.)", re.DOTALL)
 _ESCAPES = {"n": "\n", "r": "\r", "t": "\t"}
 _ID = re.compile(r"[A-Za-z0-9]{1,16}")  # StreamID and CircuitID, control-spec 2.4
+_COUNT = re.compile(r"[0-9]{1,20}")  # below 2 ** 64
 _HOP = re.compile(r"\$?([0-9A-Fa-f]{40})(?:[~=]([A-Za-z0-9]{1,19}))?")
 _WARNINGS = ("WARN ", "ERR ")
 _READY = frozenset({"ENOUGH_DIR_INFO", "CIRCUIT_ESTABLISHED"})
@@ -115,10 +119,17 @@ class TorWarning(NamedTuple):
     action: str
 
 
-ControlEvent = StreamEvent | CircuitEvent | ConfChanged | SignalReceived | NetworkReady
+class DirectoryNews(StrEnum):
+    """What changed in what Tor knows of the network: its consensus, or what it thinks of its guards."""
+
+    CONSENSUS = "consensus"
+    GUARDS = "guards"
+
+
+ControlEvent = StreamEvent | CircuitEvent | CircuitBandwidth | ConfChanged | SignalReceived | NetworkReady
 """What the core takes."""
 
-AnyEvent = ControlEvent | TorWarning
+AnyEvent = ControlEvent | TorWarning | DirectoryNews
 Message = Reply | AnyEvent
 
 
@@ -232,7 +243,7 @@ def parse_stream(line: str) -> StreamEvent | None:
         return None
     status, reads_target, reads_keywords = known
     # isalnum admits letters beyond ASCII, which latin-1 text can hold: isascii closes that.
-    if not (stream_id.isalnum() and circuit_id.isalnum() and stream_id.isascii() and circuit_id.isascii()):
+    if not (stream_id.isalnum() and circuit_id.isalnum() and (stream_id + circuit_id).isascii()):
         raise ControlProtocolError("a STREAM line has a malformed id")
     if reads_keywords:
         first = _KEYWORD.search(rest)
@@ -277,10 +288,32 @@ def parse_circuit(line: str) -> CircuitEvent | None:
     return CircuitEvent(CircuitId(circuit_id), status, path, _parse_keywords(separator + rest))
 
 
+def parse_bandwidth(line: str) -> CircuitBandwidth:
+    """Read a CIRC_BW event after its ``650 CIRC_BW`` (control-spec, "Per-circuit bandwidth stats").
+
+    Args:
+        line: ``ID=CIRCUIT READ=BYTES WRITTEN=BYTES [KEYWORDS]``.
+
+    Raises:
+        ControlProtocolError: One of the three is missing or malformed.
+    """
+    keywords = _parse_keywords(f" {line}")
+    circuit_id, read, written = (keywords.get(key, "") for key in ("ID", "READ", "WRITTEN"))
+    if not (_ID.fullmatch(circuit_id) and _COUNT.fullmatch(read) and _COUNT.fullmatch(written)):
+        raise ControlProtocolError("a CIRC_BW line has no id or no byte counts")
+    return CircuitBandwidth(CircuitId(circuit_id), int(read), int(written))
+
+
 def parse_streams(text: str) -> tuple[StreamEvent, ...]:
     """Read the value of ``GETINFO stream-status``; raises as ``parse_stream`` does."""
     events = (parse_stream(line) for line in text.split("\n") if line)
     return tuple(event for event in events if event is not None)
+
+
+def waiting_streams(status: Reply) -> set[StreamId]:
+    """The ids of the streams that may wait for a controller, from the reply to ``GETINFO stream-status``."""
+    lines = parse_streams(status.values().get("stream-status", ""))
+    return {line.stream_id for line in lines if waits_for_controller(line)}
 
 
 def parse_circuits(text: str) -> tuple[CircuitEvent, ...]:
@@ -409,13 +442,19 @@ def _parse_event(lines: tuple[str, ...]) -> AnyEvent | None:
             event = parse_stream(rest)
         case "CIRC" | "CIRC_MINOR":
             event = parse_circuit(rest)
+        case "CIRC_BW":
+            event = parse_bandwidth(rest)
         case "CONF_CHANGED":
             event = ConfChanged(dict(_parse_option(line) for line in lines[1:] if line != "OK"))
         case "SIGNAL":
             event = SignalReceived(rest)
         case "STATUS_CLIENT":
             words = rest.split(" ")
-            event = NetworkReady() if len(words) > 1 and words[1] in _READY else None
+            action = words[1] if len(words) > 1 else ""
+            event = NetworkReady() if action in _READY else None
+            event = DirectoryNews.CONSENSUS if action == "CONSENSUS_ARRIVED" else event
+        case "GUARD":
+            event = DirectoryNews.GUARDS
         case "STATUS_GENERAL" if rest.startswith(_WARNINGS):
             event = TorWarning(rest.split(" ", 2)[1])
     return event

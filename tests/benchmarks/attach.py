@@ -1,199 +1,133 @@
-"""Attachments against the flooding control port: the whole agent beside a plain stem listener.
+"""How fast streams are attached: the whole agent beside a plain stem listener, and what disturbs it.
 
-Rules of this file:
-
-* Each round runs every subject once, so that what else the machine does meets all of them.
-* What is compared are medians over the rounds; the spread is printed beside them.
+The flood keeps a window full: what is measured is the most that goes. Disturbances are measured at 1,000 new
+streams a second instead, far below that: on a full machine whatever else runs takes time from the agent.
 """
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
-import socket
-import statistics
-import subprocess
-import sys
-import tempfile
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 
-from benchmarks.flood import PATIENCE_SECONDS, Flooded
+from benchmarks.chart import Bar, bars
+from benchmarks.flood import Flooded, Plan
+from benchmarks.measure import Spread, in_turns
+from benchmarks.report import Figure, Part, table
+from benchmarks.subjects import (
+    ENDLESS_HOOK,
+    HOSTILE_CLIENTS,
+    STEM,
+    WEIGHTED,
+    Subject,
+    hostile_clients,
+    run_once,
+)
 
-STOP_SECONDS = 10.0
-HOSTILE_CLIENTS = 100
-
-_POLICY = """\
-version: 1
-tor: {{control: 'unix:{directory}/control'}}
-circuits:
-  - {{name: heavy, weight: 4}}
-  - {{name: middle, weight: 3}}
-  - {{name: light, weight: 2}}
-  - {{name: feather, weight: 1}}
-admin: {{socket: '{directory}/admin.sock'}}
-"""
-
-
-@dataclass(frozen=True, slots=True)
-class Subject:
-    """One way to attach streams.
-
-    Attributes:
-        name: In the report.
-        window: Streams kept in front of it.
-        arguments: After ``python -m``; ``{directory}`` is where the sockets are.
-        disturb: What goes on beside it while it is measured.
-    """
-
-    name: str
-    window: int
-    arguments: tuple[str, ...]
-    disturb: Callable[[Path], contextlib.AbstractContextManager[None]]
+STEADY_PER_SECOND = 1000.0
 
 
 @dataclass(frozen=True, slots=True)
-class Spread:
-    """Lowest, median and highest of one figure over the rounds."""
+class Case:
+    """A subject and how hard it is pressed: a window of streams, or None for the steady rate."""
 
-    low: float
-    median: float
-    high: float
+    subject: Subject
+    window: int | None
 
-    def __format__(self, spec: str) -> str:
-        return f"{self.median:{spec}} ({self.low:{spec}}..{self.high:{spec}})"
+    @property
+    def name(self) -> str:
+        """In the report."""
+        return self.subject.name if self.window is None else f"{self.subject.name}, {self.window} in flight"
 
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One subject over all rounds."""
-
-    name: str
-    window: int
-    per_second: Spread
-    cpu_us: Spread
-    p50_ms: Spread
-    p99_ms: Spread
-    rss_mib: Spread
+    def run(self, seconds: float) -> Flooded:
+        """Measure it once."""
+        if self.window is None:
+            return run_once(self.subject, Plan(seconds, per_second=STEADY_PER_SECOND))
+        return run_once(self.subject, Plan(seconds, window=self.window))
 
 
-@contextlib.contextmanager
-def nothing(_directory: Path) -> Iterator[None]:
-    """Leave the subject alone."""
-    yield
-
-
-@contextlib.contextmanager
-def hostile_clients(directory: Path) -> Iterator[None]:
-    """A hundred clients of the admin socket that send garbage, or 1 MB lines, and never read an answer."""
-    ended = threading.Event()
-    path = str(directory / "admin.sock")
-    threads = [
-        threading.Thread(target=_be_hostile, args=(path, number, ended), daemon=True)
-        for number in range(HOSTILE_CLIENTS)
-    ]
-    for thread in threads:
-        thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        for thread in threads:
-            thread.join(STOP_SECONDS)
-
-
-_HOSTILE = (b'{"command": "status"}\n' * 64, b"x" * (1 << 20), b"\0\xff{[\n" * 64)
-
-
-def _be_hostile(path: str, number: int, ended: threading.Event) -> None:
-    data = _HOSTILE[number % len(_HOSTILE)]
-    while not ended.is_set():
-        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-            connection.settimeout(1.0)
-            connection.connect(path)
-            while not ended.wait(0.2):
-                connection.sendall(data)
-        ended.wait(0.2)
-
-
-AGENT = ("circuitloom", "run", "{directory}/policy.yaml")
-SUBJECTS = (
-    Subject("the agent", 64, AGENT, nothing),
-    Subject("stem listener", 64, ("benchmarks.stem_listener", "{directory}/control", "4"), nothing),
-    Subject("the agent", 1024, AGENT, nothing),
-    Subject("the agent, 100 hostile admin clients", 64, AGENT, hostile_clients),
+AGENT = Subject("the agent")
+PRESSED = (Case(AGENT, 64), Case(STEM, 64), Case(AGENT, 1024))
+QUIET = Case(Subject("the agent, left alone"), None)
+STEADY = (
+    QUIET,
+    Case(Subject(f"{HOSTILE_CLIENTS} hostile admin clients", disturb=hostile_clients), None),
+    Case(Subject("a hook of rounds that never ends", policy=WEIGHTED + ENDLESS_HOOK), None),
 )
 
 
-def measure(rounds: int, seconds: float, tell: Callable[[str], None]) -> list[Row]:
-    """Run every subject ``rounds`` times for ``seconds`` each, in turns."""
-    results: dict[Subject, list[Flooded]] = {subject: [] for subject in SUBJECTS}
-    for number in range(rounds):
-        for subject, measured in results.items():
-            flooded = run_once(subject, seconds)
-            measured.append(flooded)
-            tell(
-                f"round {number + 1}: {subject.name}, {subject.window} in flight: {flooded.per_second:,.0f}/s"
+def measure(rounds: int, seconds: float, tell: Callable[[str], None]) -> Part:
+    """Run every case ``rounds`` times for ``seconds`` each, in turns."""
+    cases = {case.name: partial(case.run, seconds) for case in (*PRESSED, *STEADY)}
+    results = in_turns(cases, rounds, tell, lambda flooded: f"{flooded.per_second:,.0f}/s")
+    return make_part(results)
+
+
+def make_part(results: Mapping[str, Sequence[Flooded]]) -> Part:
+    """The report's part from all rounds of every case."""
+    agent, stem = results[PRESSED[0].name], results[PRESSED[1].name]
+    quiet_p99 = Spread.of(one.p99_ms for one in results[QUIET.name])
+    rate, p99 = Spread.of(one.per_second for one in agent), Spread.of(one.p99_ms for one in agent)
+    cpu = Spread.of(one.cpu_us for one in agent)
+    ratio = Spread.of(ours.per_second / theirs.per_second for ours, theirs in zip(agent, stem, strict=True))
+    figures = [
+        Figure("30,000 streams/s", f"{rate:,.0f}/s", rate.median >= 30_000),
+        Figure("10 times a stem listener", f"{ratio:.1f} times", ratio.median >= 10),
+        Figure("at most 35 us of CPU a stream", f"{cpu:.1f} us", cpu.median <= 35),
+        Figure("p99 below 5 ms with 64 in flight", f"{p99:.2f} ms", p99.median < 5),
+    ]
+    text = f"""\
+A control port on a Unix socket floods whoever attaches its streams, each with the five lines that Tor writes
+for it. CPU is that of the process with its children; times are from NEW to ATTACHSTREAM. "Short of CPU" is
+for how much of the time the attaching process and the port were ready to run and waited for a core
+(together, so up to 200 %): the higher it is, the more the figures tell of the machine's other work.
+
+![streams attached a second](attach.svg)
+
+{_table(results, PRESSED)}
+
+What disturbs it, at {STEADY_PER_SECOND:,.0f} new streams a second: admin clients that never read and send
+garbage or lines of 1 MB without end, and a hook of `rounds` that does not return. Left alone, its p99 is
+{quiet_p99.median:.2f} ms.
+
+![p99 of the attachment while disturbed](disturbed.svg)
+
+{_table(results, STEADY)}
+"""
+    charts = {
+        "attach.svg": bars(
+            "Streams attached a second",
+            [
+                Bar(case.name, Spread.of(one.per_second for one in results[case.name]), case.subject is AGENT)
+                for case in PRESSED
+            ],
+            lambda value: f"{value:,.0f}/s",
+            subtitle="flooding control port; longer is better",
+        ),
+        "disturbed.svg": bars(
+            "p99 from NEW to ATTACHSTREAM while disturbed",
+            [Bar(case.subject.name, Spread.of(one.p99_ms for one in results[case.name])) for case in STEADY],
+            lambda value: f"{value:.2f} ms",
+            subtitle=f"{STEADY_PER_SECOND:,.0f} new streams a second; shorter is better",
+        ),
+    }
+    return Part("attach", "Attaching streams", text, figures, charts)
+
+
+def _table(results: Mapping[str, Sequence[Flooded]], cases: Sequence[Case]) -> str:
+    header = ("", "streams/s", "CPU us a stream", "p50 ms", "p99 ms", "RSS MiB", "short of CPU")
+    return table(
+        header,
+        [
+            (
+                case.name,
+                f"{Spread.of(one.per_second for one in runs):,.0f}",
+                f"{Spread.of(one.cpu_us for one in runs):.1f}",
+                f"{Spread.of(one.p50_ms for one in runs):.2f}",
+                f"{Spread.of(one.p99_ms for one in runs):.2f}",
+                f"{Spread.of(one.rss_mib for one in runs):.0f}",
+                f"{Spread.of(one.starved for one in runs):.0%}",
             )
-    return [_row(subject, measured) for subject, measured in results.items()]
-
-
-def run_once(subject: Subject, seconds: float) -> Flooded:
-    """Start the port, then the subject, and wait for what the port measured."""
-    with tempfile.TemporaryDirectory(prefix="loom-") as folder:
-        directory = Path(folder)
-        (directory / "policy.yaml").write_text(_POLICY.format(directory=directory))
-        flood = ("benchmarks.flood", str(directory / "control"), str(seconds), str(subject.window))
-        arguments = [argument.format(directory=directory) for argument in subject.arguments]
-        with _python(*flood, stdout=subprocess.PIPE) as port:
-            while not (directory / "control").exists():
-                if port.poll() is not None:
-                    raise RuntimeError("the flooding control port ended")
-            with _python(*arguments, stdout=subprocess.DEVNULL), subject.disturb(directory):
-                text, _ = port.communicate(timeout=2 * PATIENCE_SECONDS + seconds)
-        return Flooded(**json.loads(text))
-
-
-@contextlib.contextmanager
-def _python(*arguments: str, stdout: int) -> Iterator[subprocess.Popen[bytes]]:
-    """A module as a process of its own, ended at the end."""
-    environment = dict(os.environ) | {"PYTHONPATH": str(Path(__file__).parents[1])}
-    with subprocess.Popen(
-        [sys.executable, "-m", *arguments], stdout=stdout, stderr=subprocess.DEVNULL, env=environment
-    ) as process:
-        try:
-            yield process
-        finally:
-            if process.poll() is None:
-                process.terminate()
-                process.wait(STOP_SECONDS)
-
-
-def _row(subject: Subject, measured: Sequence[Flooded]) -> Row:
-    return Row(
-        subject.name,
-        subject.window,
-        _spread([one.per_second for one in measured]),
-        _spread([one.cpu_us for one in measured]),
-        _spread([one.p50_ms for one in measured]),
-        _spread([one.p99_ms for one in measured]),
-        _spread([one.rss_mib for one in measured]),
+            for case, runs in ((case, results[case.name]) for case in cases)
+        ],
     )
-
-
-def _spread(values: Sequence[float]) -> Spread:
-    return Spread(min(values), statistics.median(values), max(values))
-
-
-def machine() -> str:
-    """This machine, as the report names it."""
-    model = "unknown processor"
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            model = line.partition(":")[2].strip()
-            break
-    python = ".".join(map(str, sys.version_info[:3]))
-    return f"{os.cpu_count()} cores ({model}), Linux {os.uname().release}, Python {python}"

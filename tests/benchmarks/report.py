@@ -1,63 +1,92 @@
-"""The report of ``./dev bench``: a table and one chart, in files that a README can show."""
+"""The report of ``./dev bench``: one page in Markdown with charts beside it, part by part.
+
+Rules of this file:
+
+* A part that is measured anew replaces its own text and charts; the others stay as they are.
+* Each part says when, where and how often it was measured, and how loud the machine was.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from benchmarks.attach import Row
+HEAD = """\
+# Benchmarks
 
-_BAR_HEIGHT, _GAP, _LABEL_WIDTH, _WIDTH = 24, 12, 330, 760
+`./dev bench` measures all of this anew on your machine and writes this page, in about ten minutes;
+`./dev bench attach`, `scale`, `failover` or `tor` does one part. How: [the benchmarks' README](../README.md).
+Every figure is the median of its rounds, with (lowest..highest); thin lines in the charts reach as far.
+"""
+
+PARTS = ("attach", "tor", "scale", "failover", "ends")
+"""In the order of the page."""
 
 
-def write_report(directory: Path, rows: Sequence[Row], *, machine: str, date: str, rounds: int) -> None:
-    """Write ``README.md`` and ``attach.svg`` into the directory."""
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """One figure that was set as an aim, and what was measured.
+
+    Attributes:
+        aim: In words.
+        measured: The same, with unit and spread.
+        holds: Whether the aim was reached.
+    """
+
+    aim: str
+    measured: str
+    holds: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What one part of the benchmark found.
+
+    Attributes:
+        name: One of ``PARTS``.
+        title: Its heading.
+        text: Markdown, without heading and date.
+        figures: The aims that it measures.
+        charts: SVG texts by file name.
+    """
+
+    name: str
+    title: str
+    text: str
+    figures: Sequence[Figure] = ()
+    charts: Mapping[str, str] = field(default_factory=dict)
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table; all columns but the first are aligned to the right."""
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def part_text(part: Part, measured: str) -> str:
+    """One part in Markdown; ``measured`` says when, where and how often."""
+    blocks = [f"## {part.title}", measured, part.text]
+    if part.figures:
+        rows = [(figure.aim, figure.measured, "yes" if figure.holds else "**no**") for figure in part.figures]
+        blocks.insert(2, table(("aim", "measured", "holds"), rows))
+    return "\n\n".join(block.strip() for block in blocks) + "\n"
+
+
+def write_part(directory: Path, part: Part, measured: str) -> None:
+    """Put one part into the report in this directory, which is made when it is missing."""
     directory.mkdir(parents=True, exist_ok=True)
-    (directory / "README.md").write_text(report_text(rows, machine=machine, date=date, rounds=rounds))
-    (directory / "attach.svg").write_text(chart(rows))
+    page = directory / "README.md"
+    texts = _parts_of(page.read_text("utf-8")) if page.exists() else {}
+    texts[part.name] = part_text(part, measured)
+    blocks = [f"<!-- part: {name} -->\n\n{texts[name].strip()}\n" for name in PARTS if name in texts]
+    page.write_text("\n".join([HEAD, *blocks]), "utf-8")
+    for name, chart in part.charts.items():
+        (directory / name).write_text(chart, "utf-8")
 
 
-def report_text(rows: Sequence[Row], *, machine: str, date: str, rounds: int) -> str:
-    """The report in Markdown."""
-    lines = [
-        "# Benchmarks",
-        "",
-        f"Measured {date} on {machine}; `./dev bench` writes this file anew.",
-        "",
-        "A control port on a Unix socket floods whoever attaches its streams, each with the five lines",
-        "that Tor writes for it. CPU is that of the process and its children; the time is from NEW to",
-        f"ATTACHSTREAM. Median (lowest..highest) of {rounds} rounds in turns.",
-        "",
-        "![attachments a second](attach.svg)",
-        "",
-        "| who attaches | in flight | streams/s | CPU us/stream | p50 ms | p99 ms | RSS MiB |",
-        "|---|---:|---:|---:|---:|---:|---:|",
-    ]
-    lines += [
-        f"| {row.name} | {row.window} | {row.per_second:,.0f} | {row.cpu_us:.1f} | {row.p50_ms:.2f} "
-        f"| {row.p99_ms:.2f} | {row.rss_mib:.0f} |"
-        for row in rows
-    ]
-    return "\n".join([*lines, ""])
-
-
-def chart(rows: Sequence[Row]) -> str:
-    """Streams a second as bars, in colours that read on a light and on a dark page."""
-    longest = max(row.per_second.median for row in rows)
-    height = len(rows) * (_BAR_HEIGHT + _GAP) + _GAP
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height}"',
-        ' font-family="sans-serif" font-size="13" fill="#768390">',
-    ]
-    for number, row in enumerate(rows):
-        top = _GAP + number * (_BAR_HEIGHT + _GAP)
-        width = max(1.0, (_WIDTH - _LABEL_WIDTH - 80) * row.per_second.median / longest)
-        middle = top + _BAR_HEIGHT * 2 / 3
-        label = f"{row.name}, {row.window} in flight"
-        figure = f"{row.per_second.median:,.0f}/s"
-        parts += [
-            f'<text x="{_LABEL_WIDTH - 8}" y="{middle:.0f}" text-anchor="end">{label}</text>',
-            f'<rect x="{_LABEL_WIDTH}" y="{top}" width="{width:.0f}" height="{_BAR_HEIGHT}" fill="#7d4698"/>',
-            f'<text x="{_LABEL_WIDTH + width + 8:.0f}" y="{middle:.0f}">{figure}</text>',
-        ]
-    return "\n".join([*parts, "</svg>", ""])
+def _parts_of(text: str) -> dict[str, str]:
+    """The parts of a report by name; none of a page that is no such report."""
+    pieces = re.split(r"^<!-- part: (\w+) -->$", text, flags=re.MULTILINE)
+    return dict(zip(pieces[1::2], pieces[2::2], strict=True))

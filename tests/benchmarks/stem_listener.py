@@ -17,10 +17,7 @@ def main(path: str, circuits: int) -> None:
     """Attach until the connection ends."""
     with stem.control.Controller.from_socket_file(path) as controller:
         controller.authenticate()
-        for _ in range(circuits):
-            controller.new_circuit(await_build=False)
-        ids = [circuit.id for circuit in controller.get_circuits() if circuit.status == "BUILT"]
-        turns = itertools.cycle(ids or [str(number + 1) for number in range(circuits)])
+        turns = itertools.cycle([controller.new_circuit(await_build=True) for _ in range(circuits)])
 
         def attach(event: stem.response.events.StreamEvent) -> None:
             if event.status == "NEW" and event.purpose == "USER":

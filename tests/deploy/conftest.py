@@ -28,7 +28,7 @@ ALL_SECONDS = 1500
 # half a minute of a reload Tor closes every used circuit without a stream: so the upgrade comes before those.
 ORDER = (
     *("test_role", "test_lab", "test_converge", "test_failures", "test_policy", "test_upgrade"),
-    *("test_tor_settings", "test_variants", "test_uninstall", "test_readme"),
+    *("test_tor_settings", "test_rounds", "test_variants", "test_uninstall", "test_readme"),
 )
 
 _MISSING = missing()
@@ -39,8 +39,12 @@ def _uses(item: pytest.Item, fixture: str) -> bool:
     return fixture in getattr(item, "fixturenames", ())
 
 
+@pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Order the tests of this folder, bound their time, and skip them where no lab can run."""
+    """Order the tests of this folder, bound their time, and skip them where no lab can run.
+
+    After `-k` has chosen: the first one that runs has to wait for the fleet.
+    """
     here = Path(__file__).parent
     places = [place for place, item in enumerate(items) if here in item.path.parents]
     ours = sorted((items[place] for place in places), key=lambda item: ORDER.index(item.path.stem))

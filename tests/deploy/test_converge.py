@@ -133,7 +133,7 @@ def verified(fleet: Fleet) -> Result:
         host.put_guest()
         host.run(
             f"systemd-run --quiet --collect --unit=guest-load"
-            f" python3 /run/guest.py load {fleet.network.echo} 30 {users[host.name]}"
+            f" python3 /run/guest.py load {fleet.network.echo} 300 {users[host.name]}"
         )
     fleet.hosts["b"].run("echo 'NewCircuitPeriod 47' > /etc/tor/torrc.d/90-local.conf")
     try:

@@ -66,10 +66,11 @@ class Agent:
         assert self._process is not None
         return self._process
 
-    def start(self) -> None:
+    def start(self, *module: str) -> None:
+        """Start it; ``module`` (with its first arguments) runs instead of ``circuitloom``."""
         with self.log_path.open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "circuitloom", "run", str(self.policy_path)],
+                [sys.executable, "-m", *(module or ("circuitloom",)), "run", str(self.policy_path)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -10,8 +10,13 @@ from pathlib import Path
 
 import pytest
 import sdnotify
+from hypothesis import settings
 
 from unit.fake_control_port import FakeControlPort
+
+# No test is about how fast a machine is, nor fails because it is busy.
+settings.register_profile("any machine", deadline=None)
+settings.load_profile("any machine")
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from circuitloom.model import (
     LEAVE_UNATTACHED,
     Action,
     Announce,
+    AskWaiting,
     AttachProbe,
     AttachRefused,
     AttachStream,
@@ -38,7 +39,10 @@ from circuitloom.model import (
     TakeOver,
     TakeOverRefused,
 )
+from circuitloom.paths import Relays
+from circuitloom.policy.health import Panic
 from circuitloom.policy.probing import Probe
+from circuitloom.policy.rotation import Rotation
 from circuitloom.policy.types import (
     Algorithm,
     Balance,
@@ -58,10 +62,12 @@ from circuitloom.policy.types import (
     WhenNone,
 )
 from circuitloom.pool import CircuitSnapshot, Pool, PoolSnapshot
-from circuitloom.wire import ControlCodec, Reply, TorWarning
+from circuitloom.wire import ControlCodec, DirectoryNews, Reply, TorWarning
 
 TAKE_OVER = "SETCONF __LeaveStreamsUnattached=1"
 GIVE_BACK = "RESETCONF __LeaveStreamsUnattached"
+ASK_WAITING = "GETINFO stream-status"
+WITHOUT_ARGUMENTS = {TakeOver: TAKE_OVER, GiveBack: GIVE_BACK, AskWaiting: ASK_WAITING}
 PATH = f"${'A' * 40}~alpha,${'B' * 40}~beta,${'C' * 40}~gamma"
 FIRST_CIRCUIT = 30
 
@@ -82,6 +88,8 @@ def policy_of(
     rules: tuple[Rule, ...] = (),
     eject: Eject | None = None,
     probe: Probe | None = None,
+    rotation: Rotation | None = None,
+    panic: Panic | None = None,
 ) -> Policy:
     """A policy; a slot with nothing but a name may be given as that."""
     return Policy(
@@ -91,7 +99,8 @@ def policy_of(
         ),
         failover=Failover(when_none, min_active, rebuild or Rebuild(), retry or Retry(), redispatch_seconds),
         rules=rules,
-        health=Health(eject, probe),
+        health=Health(eject, panic, probe),
+        rotation=rotation or Rotation(),
     )
 
 
@@ -144,7 +153,7 @@ class Driver:
         """Whatever Tor sends, with its line ends; no replies."""
         actions: list[Action] = []
         for message in self._codec.feed(text.encode("latin-1")):
-            assert not isinstance(message, Reply | TorWarning)
+            assert not isinstance(message, Reply | TorWarning | DirectoryNews)
             actions += self.pool.handle(message, now=self.now)
         return self._commands(actions)
 
@@ -161,6 +170,7 @@ class Driver:
         reserved: str = "250 MapAddress",
         records: tuple[RecordedCircuit, ...] = (),
         secret: bytes | None = None,
+        max_dirtiness_seconds: float | None = None,
     ) -> list[str]:
         """The connection is up; GETINFO circuit-status and stream-status, and GETCONF, answer this."""
         self._builds.clear()
@@ -172,6 +182,7 @@ class Driver:
                 reserved=wire.parse_reserved(self._reply(reserved)),
                 records=records,
                 secret=secret,
+                max_dirtiness_seconds=max_dirtiness_seconds,
             )
         )
 
@@ -213,6 +224,16 @@ class Driver:
     def reserve(self, text: str) -> list[str]:
         """The reply to GETCONF of the options that map addresses."""
         return self.give(wire.parse_reserved(self._reply(text)))
+
+    def learn(self, relays: Relays) -> list[str]:
+        """A snapshot of the consensus."""
+        return self._commands(self.pool.renew_relays(relays, now=self.now))
+
+    def build_as_asked(self, command: str, circuit_id: int) -> list[str]:
+        """The oldest build without reply, of this EXTENDCIRCUIT, gets this circuit, BUILT over its path."""
+        commands = self.reply_to_build(f"250 EXTENDED {circuit_id}")
+        path = command.partition(";")[0].split(" ")[2]
+        return commands + self.tell(f"CIRC {circuit_id} BUILT {path} PURPOSE=GENERAL {created(circuit_id)}")
 
     def reload(self, policy: Policy) -> list[str]:
         """The policy was read again."""
@@ -337,10 +358,8 @@ def conf_changed(value: str | None) -> str:
 
 def _command(action: Action) -> str:  # noqa: C901 - one case for each action
     match action:
-        case TakeOver():
-            text = TAKE_OVER
-        case GiveBack():
-            text = GIVE_BACK
+        case TakeOver() | GiveBack() | AskWaiting():
+            text = WITHOUT_ARGUMENTS[type(action)]
         case AttachStream(stream_id, circuit_id, name):
             text = f"ATTACHSTREAM {stream_id} {circuit_id}; {name}"
         case ReleaseStream(stream_id, why):

@@ -14,12 +14,14 @@ from circuitloom.model import (
     LEAVE_UNATTACHED,
     TOR_CHOOSES,
     Action,
+    AskWaiting,
     AttachProbe,
     AttachRefused,
     AttachStream,
     BuildAccepted,
     BuildCircuit,
     BuildRefused,
+    CircuitAdopted,
     CircuitEvent,
     CircuitId,
     CircuitStatus,
@@ -33,6 +35,7 @@ from circuitloom.model import (
     Purpose,
     ReleaseStream,
     SignalReceived,
+    StillWaiting,
     StreamEvent,
     StreamId,
     StreamStatus,
@@ -62,6 +65,8 @@ class TorCircuit:
     is_built: bool = False
     purpose: Purpose = Purpose.GENERAL
     users: set[str] = field(default_factory=set)
+    is_foreign: bool = False
+    path: tuple[Hop, ...] = PATH
 
 
 @dataclass
@@ -91,17 +96,21 @@ class SimulatedTor:
                     self._set_option(is_set=True)
                 case GiveBack():
                     self._set_option(is_set=False)
-                case AttachProbe():
-                    replies += self._attach(action.stream_id, action.circuit_id)
-                case AttachStream() | ReleaseStream():
+                case AskWaiting():
+                    streams = self.streams.values()
+                    fresh = (s.stream_id for s in streams if s.state in {"wait", "choosing"})
+                    replies.append(StillWaiting(frozenset(fresh)))
+                case AttachStream() | ReleaseStream() | AttachProbe():
                     is_release = isinstance(action, ReleaseStream)
                     circuit_id = TOR_CHOOSES if is_release else action[1]
                     replies += self._attach(action.stream_id, CircuitId(circuit_id))
                 case CloseStream(stream_id, _):
                     self.end_stream(stream_id, StreamStatus.FAILED)
-                case BuildCircuit(build, _, _, purpose):
-                    replies.append(self._build(build, purpose))
+                case BuildCircuit():
+                    replies.append(self._build(action))
                 case CloseCircuit(circuit_id, is_forced):
+                    there = self.circuits.get(circuit_id)
+                    assert there is None or not there.is_foreign, "another controller's circuit was closed"
                     if is_forced or not any(
                         stream.circuit_id == circuit_id for stream in self.streams.values()
                     ):
@@ -113,13 +122,15 @@ class SimulatedTor:
             self.leave_unattached = is_set
             self.events.append(ConfChanged({LEAVE_UNATTACHED: "1" if is_set else "0"}))
 
-    def _build(self, build: int, purpose: Purpose) -> Event:
+    def _build(self, action: BuildCircuit) -> Event:
         if self.refuses_builds:
-            return BuildRefused(build, "Couldn't start circuit")
-        circuit = TorCircuit(CircuitId(self._next_id()), f"start {self.starts}, {self.ids}", purpose=purpose)
+            return BuildRefused(action.build, "Couldn't start circuit")
+        created = f"start {self.starts}, {self.ids + 1}"
+        circuit = TorCircuit(CircuitId(self._next_id()), created, purpose=action.purpose)
+        circuit.path = tuple(Hop(relay, "") for relay in action.path) if action.path else PATH
         self.circuits[circuit.circuit_id] = circuit
         self._tell_circuit(circuit, CircuitStatus.LAUNCHED)
-        return BuildAccepted(build, circuit.circuit_id)
+        return BuildAccepted(action.build, circuit.circuit_id)
 
     def _attach(self, stream_id: StreamId, circuit_id: CircuitId) -> list[Event]:
         stream = self.streams.get(stream_id)
@@ -256,6 +267,20 @@ class SimulatedTor:
             if stream.circuit_id == circuit_id:
                 self.end_stream(stream.stream_id, StreamStatus.FAILED)
 
+    def build_for_another(self, purpose: Purpose) -> CircuitId:
+        """Another controller has a circuit built."""
+        created = f"start {self.starts}, {self.ids} of another"
+        circuit = TorCircuit(CircuitId(self._next_id()), created, purpose=purpose, is_foreign=True)
+        self.circuits[circuit.circuit_id] = circuit
+        self._tell_circuit(circuit, CircuitStatus.LAUNCHED)
+        self.finish_build(circuit.circuit_id, is_success=True)
+        return circuit.circuit_id
+
+    def adopted(self, name: str, circuit_id: CircuitId) -> CircuitAdopted:
+        """What the agent learns when its operator names a circuit: a reply, so it overtakes events."""
+        line = self._line(self.circuits[circuit_id])
+        return CircuitAdopted(name, line, tuple(map(self._status, self.streams.values())))
+
     def reload(self) -> None:
         """SIGHUP: torrc is read again, and the option is not in it."""
         self._set_option(is_set=False)
@@ -281,25 +306,8 @@ class SimulatedTor:
     def connected(self) -> Connected:
         """What a new connection is told; events of before are for nobody."""
         self.events.clear()
-        circuits = tuple(
-            CircuitEvent(
-                circuit.circuit_id,
-                CircuitStatus.BUILT if circuit.is_built else CircuitStatus.EXTENDED,
-                PATH if circuit.is_built else (),
-                {"TIME_CREATED": circuit.created, "PURPOSE": circuit.purpose.value.upper()},
-            )
-            for circuit in self.circuits.values()
-        )
-        statuses = {
-            "wait": StreamStatus.NEW,
-            "choosing": StreamStatus.NEW,
-            "connecting": StreamStatus.SENTCONNECT,
-            "open": StreamStatus.SUCCEEDED,
-        }
-        streams = tuple(
-            StreamEvent(stream.stream_id, statuses[stream.state], stream.circuit_id, stream.target)
-            for stream in self.streams.values()
-        )
+        circuits = tuple(map(self._line, self.circuits.values()))
+        streams = tuple(map(self._status, self.streams.values()))
         return Connected(circuits, streams, self.leave_unattached)
 
     def waiting(self) -> list[StreamId]:
@@ -310,6 +318,25 @@ class SimulatedTor:
     def _next_id(self) -> str:
         self.ids += 1
         return str(self.ids)
+
+    @staticmethod
+    def _line(circuit: TorCircuit) -> CircuitEvent:
+        """Its line of circuit-status."""
+        keywords = {"TIME_CREATED": circuit.created, "PURPOSE": circuit.purpose.value.upper()}
+        if circuit.is_built:
+            return CircuitEvent(circuit.circuit_id, CircuitStatus.BUILT, PATH, keywords)
+        return CircuitEvent(circuit.circuit_id, CircuitStatus.EXTENDED, (), keywords)
+
+    @staticmethod
+    def _status(stream: TorStream) -> StreamEvent:
+        """Its line of stream-status."""
+        statuses = {
+            "wait": StreamStatus.NEW,
+            "choosing": StreamStatus.NEW,
+            "connecting": StreamStatus.SENTCONNECT,
+            "open": StreamStatus.SUCCEEDED,
+        }
+        return StreamEvent(stream.stream_id, statuses[stream.state], stream.circuit_id, stream.target)
 
     def _put_on(self, stream: TorStream, circuit_id: CircuitId) -> None:
         stream.state = "connecting"
@@ -323,7 +350,7 @@ class SimulatedTor:
         self.events.append(StreamEvent(stream.stream_id, status, stream.circuit_id, stream.target, keywords))
 
     def _tell_circuit(self, circuit: TorCircuit, status: CircuitStatus, **keywords: str) -> None:
-        path = PATH if status is CircuitStatus.BUILT else ()
+        path = circuit.path if status is CircuitStatus.BUILT else ()
         keywords["TIME_CREATED"] = circuit.created
         keywords["PURPOSE"] = circuit.purpose.value.upper()
         self.events.append(CircuitEvent(circuit.circuit_id, status, path, keywords))

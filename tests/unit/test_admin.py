@@ -141,6 +141,33 @@ def test_too_many_clients_are_refused_until_one_leaves(path: Path) -> None:
     serve(path, body)
 
 
+def test_many_requests_at_once_let_the_loop_turn_between_them(path: Path) -> None:
+    """Whatever else the loop does, attaching streams above all, waits for one answer at most."""
+    since_turn = most_between_turns = 0
+
+    def answer(_request: Mapping[str, Any]) -> Mapping[str, Any]:
+        nonlocal since_turn, most_between_turns
+        since_turn += 1
+        most_between_turns = max(most_between_turns, since_turn)
+        return {}
+
+    async def body() -> None:
+        nonlocal since_turn
+        server = AdminServer(str(path), {"status": answer})
+        await server.start()
+        clients = [
+            asyncio.create_task(exchange(path, (json.dumps(STATUS).encode() + b"\n") * 100)) for _ in range(5)
+        ]
+        while not all(client.done() for client in clients):
+            await asyncio.sleep(0)
+            since_turn = 0
+        assert [len(client.result()) for client in clients] == [100] * 5
+        await server.close()
+
+    asyncio.run(asyncio.wait_for(body(), WAIT_SECONDS))
+    assert most_between_turns == 1
+
+
 def test_a_client_that_leaves_before_its_answer_is_no_fault(path: Path) -> None:
     faults: list[object] = []
 

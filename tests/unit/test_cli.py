@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from circuitloom import __version__, cli
+from circuitloom import __version__, cli, release
 from circuitloom.admin import AdminServer
 from circuitloom.cli import main
 from circuitloom.policy.types import TorControl
@@ -276,11 +276,15 @@ def test_status_with_a_bad_policy(run: Run) -> None:
 # --- release -----------------------------------------------------------------------------------------------
 
 
+STREAM_STATUS = (
+    "250+stream-status=\r\n5 NEW 0 a:80\r\n6 NEWRESOLVE 0 b:0\r\n7 SUCCEEDED 30 c:80\r\n"
+    f"8 NEW 0 203.0.113.9.${'D' * 40}.exit:9001\r\n.\r\n250 OK\r\n"
+)
+
+
 def test_release_hands_every_waiting_stream_to_tor(run: Run, policy: Path, fake: FakeControlPort) -> None:
-    fake.answers["GETINFO stream-status"] = (
-        "250+stream-status=\r\n5 NEW 0 a:80\r\n6 NEWRESOLVE 0 b:0\r\n7 SUCCEEDED 30 c:80\r\n"
-        f"8 NEW 0 203.0.113.9.${'D' * 40}.exit:9001\r\n.\r\n250 OK\r\n"
-    )
+    fake.answers["GETCONF"] = "250 __LeaveStreamsUnattached=1\r\n"
+    fake.answers["GETINFO stream-status"] = STREAM_STATUS
     fake.answers["ATTACHSTREAM 6"] = "555 Connection is not managed by controller.\r\n"
     ran = run("release", str(policy))
 
@@ -291,6 +295,28 @@ def test_release_hands_every_waiting_stream_to_tor(run: Run, policy: Path, fake:
         "ATTACHSTREAM 5 0",
         "ATTACHSTREAM 6 0",
     ]
+
+
+def test_release_leaves_alone_what_tor_is_choosing_for(
+    run: Run, policy: Path, fake: FakeControlPort, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The option is not set: only what still waits after a while was left by somebody."""
+    monkeypatch.setattr(release, "DOUBT_SECONDS", 0.01)
+    lines = [
+        "250+stream-status=",
+        "5 SENTCONNECT 30 a:80",
+        "6 NEWRESOLVE 0 b:0",
+        "9 NEW 0 d:80",
+        ".",
+        "250 OK",
+    ]
+    later = "".join(f"{line}\r\n" for line in lines)
+    statuses = [STREAM_STATUS, later]
+    fake.answers["GETINFO stream-status"] = lambda _command: statuses.pop(0)
+    ran = run("release", str(policy))
+
+    assert (ran.code, ran.err) == (0, "")
+    assert [command for command in fake.commands if command.startswith("ATTACH")] == ["ATTACHSTREAM 6 0"]
 
 
 def test_release_without_tor(run: Run, policy: Path) -> None:

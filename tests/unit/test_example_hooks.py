@@ -118,7 +118,7 @@ def test_throughput_is_the_circuits_own(tmp_path: Path, fake: FakeControlPort) -
     def later(_command: str) -> str:
         return "250 OK\r\n" + bandwidth.format(30) + bandwidth.format(31) + bandwidth.format(30)
 
-    fake.answers["SETEVENTS CIRC_BW"] = later
+    fake.answers["SETEVENTS STREAM CIRC_BW"] = later
     control = str(fake.address).removeprefix("unix:")
     result = run("measure-throughput", tmp_path, f"CONTROL={control}", "SECONDS=0.5")
 

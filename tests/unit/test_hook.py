@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import os
+import resource
 import subprocess
 import sys
 import time
@@ -243,6 +245,67 @@ def test_bad_answers(make: Make, lock: Path, output: str, problem: str) -> None:
     result = run(make(f"#!/bin/sh\nprintf '{output}'\n"), lock=lock)
 
     assert result == Result(Outcome.DONE, f"its answer is dropped: {problem}")
+
+
+# --- what is missing to watch it ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("call", "code"), [("pidfd_open", errno.ENFILE), ("write", errno.ENOSPC)])
+def test_one_that_runs_and_cannot_be_watched_is_killed_and_of_unknown_end(  # noqa: PLR0917 - fixtures
+    make: Make, lock: Path, short_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, code: int
+) -> None:
+    def fault(*_arguments: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    path = make(f"#!/bin/sh\n(while :; do date >{short_path}/alive; sleep 0.1; done)\n")
+    with monkeypatch.context() as during:
+        during.setattr(f"circuitloom.hook.os.{call}", fault)
+        result = run(path, lock=lock)
+
+    assert (result.outcome, result.has_run) == (Outcome.UNKNOWN, True)
+    assert result.detail.startswith("killed at its start, it could not be watched: ")
+    assert not lock.exists()
+    (short_path / "alive").unlink(missing_ok=True)
+    time.sleep(0.4)
+    assert not (short_path / "alive").exists()
+
+
+def take_descriptors() -> list[int]:
+    """Open as many that no lower number than the highest is free."""
+    highest = max(int(path.name) for path in Path("/proc/self/fd").iterdir())
+    return [os.open("/dev/null", os.O_RDONLY) for _ in range(highest)]
+
+
+def test_without_descriptors_it_is_certainly_not_started(make: Make, lock: Path, short_path: Path) -> None:
+    """For each number of free descriptors: it starts and is watched, or nothing of it has run."""
+    path = make(f"#!/bin/sh\n: >{short_path}/ran\n")
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    seen = set()
+
+    async def with_room_for(count: int) -> Result | OSError:
+        results: list[Result] = []
+        fillers = take_descriptors()
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(fillers) + 1 + count, limits[1]))
+        try:
+            running = HookRun(Job([path], (), 10.0, {}, lock), on_end=results.append)
+        except OSError as error:
+            return error
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+            for filler in fillers:
+                os.close(filler)
+        async with asyncio.timeout(20):
+            await running.ended.wait()
+        return results[0]
+
+    for count in range(16):
+        (short_path / "ran").unlink(missing_ok=True)
+        result = asyncio.run(with_room_for(count))
+        has_run = isinstance(result, Result) and result.has_run
+        seen.add(has_run)
+        assert (short_path / "ran").exists() == has_run, (count, result)
+        assert not has_run or result == Result(Outcome.DONE), (count, result)
+    assert seen == {False, True}
 
 
 # --- two at once -------------------------------------------------------------------------------------------

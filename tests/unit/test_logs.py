@@ -12,7 +12,7 @@ import tempfile
 import pytest
 
 from circuitloom import logs
-from circuitloom.policy.types import Log, LogFormat, LogLevel
+from circuitloom.policy.operating import Log, LogFormat, LogLevel
 
 pytestmark = pytest.mark.usefixtures("agent_log")
 

@@ -261,7 +261,9 @@ def written(policy: Policy) -> dict[str, Any]:
                 "name": slot.name,
                 "weight": slot.weight,
                 "role": str(slot.role),
-                "path": "auto" if slot.path is None else [f"${relay.lower()}~nick" for relay in slot.path],
+                "path": [f"${relay.lower()}~nick" for relay in slot.path]
+                if isinstance(slot.path, tuple)
+                else "auto",
                 "max_streams": slot.max_streams,
             }
             for slot in policy.slots

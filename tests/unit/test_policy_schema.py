@@ -25,6 +25,7 @@ from circuitloom.policy import (
     Log,
     LogFormat,
     LogLevel,
+    Metrics,
     OnFailure,
     Policy,
     Rebuild,
@@ -85,7 +86,7 @@ def test_every_key_is_described_in_whole_sentences(part: dict[str, Any]) -> None
 
 @pytest.mark.parametrize("part", PARTS)
 def test_every_mapping_refuses_unknown_keys(part: dict[str, Any]) -> None:
-    assert (part.get("type") == "object") == ("properties" in part)
+    assert ("object" in part.get("type", ())) == ("properties" in part)
     if "properties" in part:
         assert part["additionalProperties"] is False
         assert set(part.get("required", ())) <= set(part["properties"])
@@ -137,10 +138,22 @@ def test_keys_without_default_are_those_whose_description_says_how() -> None:
         "session_group",
         "circuits",
         "action",
+        "max_age",
+        "max_streams_total",
+        "max_bytes",
+        "drain",
         "rounds",
         "env",
         "after",
         "budget",
+        "textfile",
+        "listen",
+        "agent",
+        "country",
+        "fingerprint",
+        "nickname",
+        "ports",
+        "same_exit_as",
     }
 
 
@@ -200,6 +213,7 @@ def test_schema_defaults_are_the_defaults_of_the_dataclasses() -> None:
         failover=Failover(min_active=2, rebuild=Rebuild()),
         log=Log(),
         admin=Admin(),
+        metrics=Metrics(),
     )
 
     assert expected == parse_policy(MINIMAL, name="minimal")
@@ -252,10 +266,13 @@ failover:
   retry: {attempts: 4, budget: 50%%, exhausted: close}
 health:
   eject: {consecutive_failures: 6, base: 40s, max_percent: 70}
+  panic: {threshold: 40%%, action: hold}
   probe: {socks: "tcp:127.0.0.1:9050", targets: ["[2001:db8::7]:80", "example.com:443"], interval: 20s,
     timeout: 7s, rise: 4, fall: 5, quorum: 2, jitter: 30%%, read: 8, budget: 2MB, unused: true}
+rotation: {max_age: 90s, max_streams_total: 11, max_bytes: 2kB, drain: 5s, jitter: 3%%}
 log: {level: debug, format: plain}
 admin: {socket: /s}
+metrics: {textfile: /m.prom, interval: 20s, listen: "[::1]:9955", agent: one}
 rules:
   - match: {port: [25, 80-90], host: [.Example.com], socks_user: t*, source: [10.0.0.0/8], session_group: 3}
     circuits: [a, b]
@@ -290,15 +307,20 @@ rounds: {command: [/h, x], interval: 9s, first_after: 1s, rounds: 4, schedule: e
         "retry=Retry(attempts=4, budget=0.5, exhausted=<WhenExhausted.CLOSE: 'close'>), "
         "redispatch_seconds=2.5, when_contended=<WhenContended.STAND_ASIDE: 'stand-aside'>), "
         "health=Health(eject=Eject(consecutive_failures=6, base_seconds=40.0, max_percent=70), "
+        "panic=Panic(threshold=0.4, action=<PanicAction.HOLD: 'hold'>), "
         "probe=Probe(socks=TcpAddress(host='127.0.0.1', port=9050), "
         "targets=('[2001:db8::7]:80', 'example.com:443'), interval_seconds=20.0, timeout_seconds=7.0, "
         "rise=4, fall=5, quorum=2, jitter=0.3, read_bytes=8, budget_bytes=2000000, unused=True)), "
+        "rotation=Rotation(max_age_seconds=90.0, max_streams_total=11, max_bytes=2000, drain_seconds=5.0, "
+        "jitter=0.03), "
         "log=Log(level=<LogLevel.DEBUG: 'debug'>, format=<LogFormat.PLAIN: 'plain'>), "
         "admin=Admin(socket='/s'), "
         f"rules={policy.rules}, "
         "rounds=Rounds(command=('/h', 'x'), interval_seconds=9.0, first_after_seconds=1.0, rounds=4, "
         "schedule=<Schedule.EVERY_CIRCUIT: 'every-circuit'>, timeout_seconds=8.0, env=('A', 'B=c'), "
-        "on_failure=<OnFailure.DRAIN: 'drain'>, require_probe=False))"
+        "on_failure=<OnFailure.DRAIN: 'drain'>, require_probe=False), "
+        "metrics=Metrics(textfile='/m.prom', interval_seconds=20.0, listen=('::1', 9955), agent='one'), "
+        "diversity=Diversity(exit=False, family=False, subnet=False))"
     )
     nowhere = Match()
     assert policy.rules == (

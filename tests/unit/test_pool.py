@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from circuitloom.model import Disconnected, StopRequested
+from circuitloom.model import DOUBT_SECONDS, Disconnected, StillWaiting, StopRequested, StreamId
 from circuitloom.policy.types import WhenNone
 from unit.pool_driver import (
+    ASK_WAITING,
     GIVE_BACK,
     TAKE_OVER,
     TWO,
@@ -19,6 +20,10 @@ from unit.pool_driver import (
 )
 
 ONE_HOLDS = policy_of("only", when_none=WhenNone.HOLD)
+
+
+def still_waiting(*stream_ids: int) -> StillWaiting:
+    return StillWaiting(frozenset(StreamId(str(stream_id)) for stream_id in stream_ids))
 
 
 def test_it_asks_for_its_circuits_when_connected() -> None:
@@ -259,13 +264,54 @@ def test_streams_of_others_found_waiting_are_released_when_no_circuit_is_ready()
     ]
 
 
-def test_waiting_streams_are_released_although_the_option_was_reset_already() -> None:
+def test_what_waits_although_the_option_is_not_set_is_released_when_tor_does_not_choose_for_it() -> None:
     driver = Driver(policy_of("only"))
 
-    assert driver.connect(streams="3 NEW 0 a.example:80\n", option="0") == [
-        "EXTENDCIRCUIT 0; only",
-        "ATTACHSTREAM 3 0; it waited before we came",
-    ]
+    assert driver.connect(streams="3 NEW 0 a.example:80\n", option="0") == ["EXTENDCIRCUIT 0; only"]
+    assert driver.wait(DOUBT_SECONDS - 0.1) == []
+    assert driver.wait(0.1) == [ASK_WAITING]
+    assert driver.give(still_waiting(3)) == ["ATTACHSTREAM 3 0; it waited before we came"]
+    assert driver.give(still_waiting(3)) == []
+    assert driver.wait(DOUBT_SECONDS) == []
+
+
+def test_a_stream_that_tor_is_choosing_for_is_not_torn_off_its_circuit() -> None:
+    """Its early bytes would be lost: after a restart Tor chooses for all that came meanwhile."""
+    driver = Driver(policy_of("only"))
+    driver.connect(streams="3 NEW 0 a.example:80\n4 NEW 0 b.example:80\n", option="0")
+    driver.build(30)
+
+    assert driver.tell("STREAM 3 SENTCONNECT 30 a.example:80", "STREAM 4 CLOSED 0 b.example:80") == []
+    assert driver.wait(DOUBT_SECONDS) == []
+
+
+def test_tor_s_time_to_choose_begins_when_it_has_circuits() -> None:
+    driver = Driver(policy_of("only"))
+    driver.connect(streams="3 NEW 0 a.example:80\n", option="0")
+    driver.wait(DOUBT_SECONDS - 0.5)
+    driver.tell("STATUS_CLIENT NOTICE CIRCUIT_ESTABLISHED")
+
+    assert driver.wait(DOUBT_SECONDS - 0.5) == []
+    assert driver.wait(0.5) == [ASK_WAITING]
+
+
+def test_tor_chooses_at_the_last_moment() -> None:
+    driver = Driver(policy_of("only"))
+    driver.connect(streams="3 NEW 0 a.example:80\n4 NEW 0 b.example:80\n", option="0")
+    assert driver.wait(DOUBT_SECONDS) == [ASK_WAITING]
+
+    # Tor put the one on a circuit before it answered, and told so; it does not show the other any more.
+    driver.tell("STREAM 3 SENTCONNECT 30 a.example:80")
+    assert driver.give(still_waiting(3)) == []
+
+
+def test_what_tor_holds_for_us_is_not_in_doubt_any_more() -> None:
+    driver = Driver(policy_of("only"))
+    driver.connect(streams="3 NEW 0 a.example:80\n", option="0")
+    driver.build(30)
+
+    assert driver.tell("STREAM 3 CONTROLLER_WAIT 0 a.example:80") == ["ATTACHSTREAM 3 30; only"]
+    assert driver.wait(DOUBT_SECONDS) == []
 
 
 def test_tor_s_directory_streams_and_ended_ones_are_not_adopted() -> None:
@@ -281,7 +327,9 @@ def test_an_adopted_onion_stream_is_left_to_tor() -> None:
     driver = balancing()
     driver.give(Disconnected())
 
-    assert driver.connect(circuits=f"{built(30)}\n{built(31)}\n", streams="8 NEW 0 example.onion:80\n") == [
+    assert driver.connect(
+        circuits=f"{built(30)}\n{built(31)}\n", streams="8 NEW 0 example.onion:80\n", option="1"
+    ) == [
         TAKE_OVER,
         "ATTACHSTREAM 8 0; only Tor can serve this address",
     ]

@@ -10,6 +10,7 @@ from circuitloom import wire
 from circuitloom.model import CircuitAdopted, Disconnected, Order, Purpose, SignalReceived
 from circuitloom.model import CircuitOrdered as Ordered
 from circuitloom.policy.types import Adopt, Keys, Policy, Role, Slot, WhenFull
+from circuitloom.pool.blame import FAULTY_TARGETS
 from unit.pool_driver import (
     GIVE_BACK,
     PATH,
@@ -307,6 +308,59 @@ def test_with_some_slots_for_each_key_every_key_may_have_an_adopted_one() -> Non
     driver.build(*range(30, 30 + len(driver.connect())))
 
     assert driver.states() == {"a": "built", "paid": "idle"}
+
+
+def test_one_that_fails_for_several_destinations_is_not_the_agents_to_replace() -> None:
+    driver = adopting(ALONE)
+    commands = [
+        command
+        for number in range(FAULTY_TARGETS + 1)
+        for command in driver.tell(*opened(number + 1, f"d{number}.example:80"), *detached(number + 1, 70))
+    ]
+
+    assert not [command for command in commands if command.startswith("EXTENDCIRCUIT")]
+    assert driver.circuit("paid").circuit_id == "70"
+
+
+# --- a new identity, and rotation --------------------------------------------------------------------------
+
+
+def test_without_isolation_a_new_identity_leaves_it_until_another_is_adopted() -> None:
+    driver = adopting()
+
+    assert driver.tell("SIGNAL NEWNYM") == ["EXTENDCIRCUIT 0; own"]
+    assert "info: circuit paid (70) serves on until another is adopted, or it closes" in driver.said
+    driver.build(31)
+    taken = [command for number in (1, 2) for command in driver.tell(*opened(number))]
+    assert {command.split(" ", 2)[2] for command in taken} == {"31; own", "70; paid"}
+    adopt(driver, built(71))
+    assert driver.circuit("paid").circuit_id == "71"
+
+
+def test_without_isolation_a_new_identity_replaces_one_that_the_agent_may_build() -> None:
+    driver = adopting(policy_of("own", REBUILT, min_active=2))
+
+    assert driver.tell("SIGNAL NEWNYM") == ["EXTENDCIRCUIT 0; own", "EXTENDCIRCUIT 0; paid"]
+    assert driver.circuit("paid").circuit_id == "70"
+    driver.build(31, 32)
+    assert driver.circuit("paid").circuit_id == "32"
+
+
+def test_where_keys_are_kept_apart_a_new_identity_lets_it_go() -> None:
+    driver = adopting(isolating("own", PAID))
+    driver.tell(*opened(1, user="alice"), sent(1, 70))
+    driver.tell("SIGNAL NEWNYM")
+    commands = driver.tell(closed(1))
+
+    assert not [command for command in commands if command.startswith("CLOSECIRCUIT 70")]
+    assert "70" not in {circuit.circuit_id for circuit in driver.snapshot().circuits}
+
+
+def test_an_order_to_rotate_it_says_whose_it_is() -> None:
+    driver = adopting()
+
+    assert driver.give(Ordered(Order.ROTATE, "paid")) == []
+    assert driver.said == ["info: circuit paid is another controller's to build: adopt one to replace it"]
 
 
 # --- a new agent, a new Tor ---------------------------------------------------------------------------------

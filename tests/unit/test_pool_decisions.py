@@ -47,7 +47,7 @@ def test_a_circuit_that_failed_the_stream_says_so_for_that_stream_only() -> None
         "primary": "could not connect this stream",
         "backup": "takes streams in its turn",
     }
-    assert why(driver)["primary"] == "takes streams in its turn"
+    assert why(driver)["primary"] == "takes streams in its turn, until its successor is built"
     assert [
         (decision.did, decision.circuit, decision.circuit_id)
         for decision in driver.pool.explain(StreamId("1"), now=driver.now).decisions

@@ -12,8 +12,10 @@ from collections.abc import Callable
 import pytest
 
 from circuitloom.model import (
+    DOUBT_SECONDS,
     Action,
     Announce,
+    DeadlinePassed,
     Disconnected,
     Event,
     GiveBack,
@@ -40,15 +42,21 @@ class World:
         self.policy = policy
         self.left: int | None = None
         self.is_alive = False
+        self.now = NOW
 
     def start(self) -> None:
         """A new agent connects."""
-        self.pool = Pool(self.policy, uniform=lambda: 0.5, now=NOW)
+        self.pool = Pool(self.policy, uniform=lambda: 0.5, now=self.now)
         self.is_alive, self.left = True, None
         self.give(self.tor.connected())
 
     def give(self, event: Event) -> None:
-        self.perform(self.pool.handle(event, now=NOW))
+        self.perform(self.pool.handle(event, now=self.now))
+
+    def pass_doubt(self) -> None:
+        """The time after which what waits at an option of 0 is known to have been left by somebody."""
+        self.now += DOUBT_SECONDS
+        self.give(DeadlinePassed())
 
     def perform(self, actions: list[Action]) -> None:
         for action in actions:
@@ -93,7 +101,7 @@ class World:
         assert self.tor.streams[late].state == "choosing"
 
     def assert_balanced(self) -> None:
-        assert self.pool.snapshot(now=NOW).state == "balancing"
+        assert self.pool.snapshot(now=self.now).state == "balancing"
         assert self.tor.leave_unattached
         assert not self.tor.waiting()
         late = self.tor.open_stream()
@@ -186,6 +194,8 @@ def test_killed_after_each_action(
             world.settle()
         if is_killed:
             world.start()
+            world.settle()
+            world.pass_doubt()
         world.settle()
         if is_killed or plan not in {stop, lose_all_circuits}:
             world.assert_balanced()

@@ -391,3 +391,11 @@ def test_a_stream_detached_after_isolation_was_changed_is_tor_s() -> None:
     assert driver.tell(
         "STREAM 1 DETACHED 30 example.com:80 REASON=TIMEOUT", "STREAM 1 CONTROLLER_WAIT 30 example.com:80"
     ) == ["CLOSECIRCUIT 30 IfUnused", "ATTACHSTREAM 1 0; the circuits of its key end"]
+
+
+def test_a_stream_that_another_controller_moves_among_its_keys_circuits_costs_none() -> None:
+    driver = balancing(isolating("one", "two"))
+    driver.tell(*opened(1, user="alice"), *opened(2, user="alice"))
+
+    assert driver.tell(sent(1, 31)) == []
+    assert [circuit.state for circuit in driver.snapshot().circuits] == ["built", "built"]

@@ -11,6 +11,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from circuitloom.model import (
     Action,
+    AttachStream,
+    CircuitBandwidth,
     CircuitOrdered,
     DeadlinePassed,
     Disconnected,
@@ -28,8 +30,12 @@ from circuitloom.model import (
     StopRequested,
     StreamId,
 )
+from circuitloom.policy.health import Panic, PanicAction
+from circuitloom.policy.path_types import Diversity, PathRules
 from circuitloom.policy.probing import Probe
+from circuitloom.policy.rotation import Rotation
 from circuitloom.policy.types import (
+    Adopt,
     Algorithm,
     Balance,
     ColdStart,
@@ -57,6 +63,7 @@ from circuitloom.policy.types import (
     WhenNone,
 )
 from circuitloom.pool import Attachment, Pool
+from unit.consensus import Made, snapshot
 from unit.simulated_tor import SimulatedTor
 
 SECRET = b"a cookie"
@@ -66,6 +73,18 @@ PROBES = [
     Probe(UnixAddress("/s"), (TARGET, "x:1"), interval_seconds=30.0, fall=2, quorum=2, unused=True),
 ]
 TARGETS = ["example.com:80", "203.0.113.7:443", "abcdefghij.onion:80", "x.relay.exit:80", "[2001:db8::1]:80"]
+
+# Exits enough for every circuit to have one of its own, of which some refuse the ports of the targets.
+PORTS = ["accept 1-65535", "accept 80", "reject 80", "accept 25"]
+RELAYS = snapshot(*(Made(f"{number:02X}", ports=PORTS[number % 4]) for number in range(16, 240)))
+PATHS = [
+    None,
+    None,
+    ("A" * 40, "B" * 40),
+    PathRules(),
+    PathRules(ports=((80, 80),)),
+    PathRules(not_exit_of=frozenset("abcdef")),
+]
 
 
 def rules(names: list[str]) -> st.SearchStrategy[Rule]:
@@ -78,20 +97,29 @@ def rules(names: list[str]) -> st.SearchStrategy[Rule]:
     )
 
 
+def rotations() -> st.SearchStrategy[Rotation]:
+    """Mostly none; else short lives, by any bound."""
+    ages, drains = st.sampled_from([None, 2.0, 30.0]), st.sampled_from([None, 1.0, 20.0])
+    counts, sizes = st.sampled_from([None, 1, 3]), st.sampled_from([None, 5])
+    return st.one_of(st.just(Rotation()), st.builds(Rotation, ages, counts, sizes, drains, st.just(0.2)))
+
+
 @st.composite
 def policies(draw: st.DrawFn) -> Policy:
     purpose = draw(st.sampled_from(Purpose))
     names = draw(st.lists(st.sampled_from("abcdef"), min_size=1, max_size=4, unique=True))
+    adopts = [draw(st.sampled_from([None, None, None, Adopt(), Adopt(rebuild=True)])) for _ in names]
     slots = [
         Slot(
             name,
             weight=draw(st.integers(1, 4)),
             role=Role.BACKUP if index and draw(st.booleans()) else Role.ACTIVE,
-            path=draw(st.sampled_from([None, None, ("A" * 40, "B" * 40)])),
+            path=draw(st.sampled_from(PATHS)) if adopt is None else None,
             max_streams=draw(st.sampled_from([1, 2, 100])),
             purpose=purpose,
+            adopt=adopt,
         )
-        for index, name in enumerate(names)
+        for index, (name, adopt) in enumerate(zip(names, adopts, strict=True))
     ]
     active = sum(1 for slot in slots if slot.role is Role.ACTIVE)
     return Policy(
@@ -124,9 +152,16 @@ def policies(draw: st.DrawFn) -> Policy:
         ),
         health=Health(
             draw(st.sampled_from([None, Eject(1, 1.0, 50), Eject(2, 3.0, 100)])),
+            draw(
+                st.one_of(
+                    st.none(), st.builds(Panic, st.sampled_from([0.5, 1.0]), st.sampled_from(PanicAction))
+                )
+            ),
             draw(st.sampled_from([None, *PROBES])),
         ),
+        rotation=draw(rotations()),
         rules=tuple(draw(st.lists(rules(names), max_size=2))),
+        diversity=Diversity(exit=draw(st.booleans())),
     )
 
 
@@ -140,13 +175,20 @@ class PoolMachine(RuleBasedStateMachine):
         self.tor = SimulatedTor(isolates=policy.balance.isolation is Isolation.TOR)
         self.pool = Pool(policy, uniform=lambda: 0.5, now=self.now)
         self.is_connected = False
-        self.replies: list[Event] = []
         self.probes: dict[int, StreamId | None] = {}
+        # Waiting although the option is not set: left by somebody, which the pool cannot know at once.
+        self.forgotten: set[StreamId] = set()
+        self.draining: set[str | None] = set()
 
     def give(self, event: Event) -> None:
         self.perform(self.pool.handle(event, now=self.now))
 
     def perform(self, actions: list[Action]) -> None:
+        draining = self.draining
+        assert not any(isinstance(action, AttachStream) and action[1] in draining for action in actions)
+        self.draining = {
+            c.circuit_id for c in self.pool.snapshot(now=self.now).circuits if c.state == "draining"
+        }
         if self.is_connected:
             replies = self.tor.perform(actions)
             for reply in replies:
@@ -189,10 +231,19 @@ class PoolMachine(RuleBasedStateMachine):
         self.tor.hang_up(number)
 
     @precondition(lambda self: not self.is_connected)
-    @rule()
-    def connect(self) -> None:
+    @rule(is_overtaken=st.booleans())
+    def connect(self, is_overtaken: bool) -> None:
         self.is_connected = True
-        self.give(replace(self.tor.connected(), secret=SECRET))
+        connected = replace(self.tor.connected(), secret=SECRET, max_dirtiness_seconds=60.0)
+        self.forgotten = self.left_behind()
+        if not self.tor.leave_unattached:
+            # What it told as waiting is on its way by the time it reads our first command.
+            for stream_id in list(self.tor.streams) if is_overtaken else ():
+                self.tor.choose_for(stream_id)
+        self.give(connected)
+
+    def left_behind(self) -> set[StreamId]:
+        return set() if self.tor.leave_unattached else set(self.tor.waiting())
 
     @precondition(lambda self: self.is_connected)
     @rule(restarts=st.booleans())
@@ -217,8 +268,10 @@ class PoolMachine(RuleBasedStateMachine):
             for stream_id in list(self.tor.streams):
                 self.tor.choose_for(stream_id)
         self.pool = Pool(self.policy, uniform=lambda: 0.5, now=self.now)
+        self.draining = set()
         self.is_connected = True
-        self.give(replace(self.tor.connected(), records=records, secret=SECRET))
+        self.forgotten = self.left_behind()
+        self.give(replace(self.tor.connected(), records=records, secret=SECRET, max_dirtiness_seconds=None))
 
     @precondition(lambda self: self.is_connected)
     @rule(count=st.integers(1, 8))
@@ -254,6 +307,13 @@ class PoolMachine(RuleBasedStateMachine):
         else:
             self.tor.finish_build(circuit_id, is_success=outcome == "built")
 
+    @precondition(lambda self: self.tor.circuits)
+    @rule(data=st.data(), count=st.integers(0, 3))
+    def carry_bytes(self, data: st.DataObject, count: int) -> None:
+        """Tor tells what a circuit has carried."""
+        circuit_id = data.draw(st.sampled_from(sorted(self.tor.circuits)))
+        self.tor.events.append(CircuitBandwidth(circuit_id, count, count))
+
     @rule()
     def sighup(self) -> None:
         self.tor.reload()
@@ -279,6 +339,11 @@ class PoolMachine(RuleBasedStateMachine):
         if deadline is not None and deadline <= self.now:
             self.give(DeadlinePassed())
 
+    @precondition(lambda self: self.is_connected)
+    @rule()
+    def learn_relays(self) -> None:
+        self.perform(self.pool.renew_relays(RELAYS, now=self.now))
+
     @rule(policy=policies())
     def reload(self, policy: Policy) -> None:
         if policy.balance.isolation is not self.policy.balance.isolation:
@@ -286,6 +351,20 @@ class PoolMachine(RuleBasedStateMachine):
             self.tor.isolates = False
         self.policy = policy
         self.perform(self.pool.replace_policy(policy, now=self.now))
+
+    @rule(purpose=st.sampled_from(Purpose))
+    def build_elsewhere(self, purpose: Purpose) -> None:
+        self.tor.build_for_another(purpose)
+
+    @precondition(lambda self: self.is_connected and self.tor.circuits)
+    @rule(data=st.data(), name=st.sampled_from("abcdef"))
+    def adopt(self, data: st.DataObject, name: str) -> None:
+        """The operator names a circuit: another controller's, the agent's own, or one that is not BUILT."""
+        circuit_id = data.draw(st.sampled_from(sorted(self.tor.circuits)))
+        is_in_use = any(stream.circuit_id == circuit_id for stream in self.tor.streams.values())
+        # Of streams that have ended Tor tells nothing: for these whoever adopts the circuit answers.
+        if is_in_use or not self.tor.circuits[circuit_id].users:
+            self.give(self.tor.adopted(name, circuit_id))
 
     @rule(order=st.sampled_from(Order), name=st.sampled_from("abcdef"), weight=st.integers(1, 9))
     def order(self, order: Order, name: str, weight: int) -> None:
@@ -297,6 +376,7 @@ class PoolMachine(RuleBasedStateMachine):
     def settle_to_balance(self) -> None:
         """When Tor builds what is asked and messages arrive, all that can be balanced is."""
         self.tor.refuses_builds = False
+        self.learn_relays()
         for name in "abcdef":
             self.give(CircuitOrdered(Order.READY, name))
         for _ in range(200):
@@ -311,10 +391,18 @@ class PoolMachine(RuleBasedStateMachine):
             self.now = max(self.now, deadline)
             self.give(DeadlinePassed())
         snapshot = self.pool.snapshot(now=self.now)
+        empty = {slot.name for slot in self.policy.slots if slot.adopt is not None}
+        for circuit in snapshot.circuits:
+            is_waiting_for_another = circuit.state == "idle" and circuit.name in empty
+            assert circuit.state in {"built", "draining"} or is_waiting_for_another
+        if not any(circuit.state == "built" for circuit in snapshot.circuits):
+            # Only another controller could build one, and then Tor has the streams.
+            assert len(empty) == len(self.policy.slots)
+            return
         assert snapshot.state == Attachment.BALANCING
         assert self.tor.leave_unattached
+        assert not self.forgotten.intersection(self.tor.waiting())
         self.only_those_wait_who_may()
-        assert all(circuit.state in {"built", "draining", "down"} for circuit in snapshot.circuits)
         stream_id = self.tor.open_stream()
         self.drain()
         self.only_those_wait_who_may()
@@ -329,6 +417,11 @@ class PoolMachine(RuleBasedStateMachine):
             or balance.queue.overflow is Overflow.REJECT
             or self.policy.failover.when_none is WhenNone.REJECT
             or any(rule.action is RuleAction.REJECT for rule in self.policy.rules)
+            # A circuit whose exit is known may refuse the port, and to hold the stream for it is of no use.
+            or (
+                self.policy.failover.when_none is WhenNone.HOLD
+                and any(slot.path is not None for slot in self.policy.slots)
+            )
         )
 
     @precondition(lambda self: self.is_connected)
@@ -371,7 +464,8 @@ class PoolMachine(RuleBasedStateMachine):
         if self.is_connected:
             self.drain()
             assert not self.tor.leave_unattached
-            assert not self.tor.waiting()
+            # Whoever stops asks twice for those, as ``release`` does.
+            assert self.forgotten.issuperset(self.tor.waiting())
             self.pool.check_invariants()
             late = self.tor.open_stream()
             self.drain()
@@ -395,7 +489,7 @@ class PoolMachine(RuleBasedStateMachine):
     def only_those_wait_who_may(self) -> None:
         """Those that wait are those the pool holds, and ``check_invariants`` says why it may."""
         snapshot = self.pool.snapshot(now=self.now)
-        assert len(self.tor.waiting()) == snapshot.streams_waiting
+        assert len(set(self.tor.waiting()) - self.forgotten) == snapshot.streams_waiting
         self.pool.check_invariants()
         is_unbounded = self.policy.failover.when_none is WhenNone.HOLD
         assert not snapshot.streams_waiting or is_unbounded or self.pool.next_deadline() is not None

@@ -49,6 +49,15 @@ def test_a_stream_that_waits_in_the_queue_may_end_there() -> None:
     assert driver.tell(closed(1)) == ["ATTACHSTREAM 4 30; one"]
 
 
+def test_room_on_a_circuit_for_which_nobody_waits_serves_nobody() -> None:
+    rule = Rule(TENANT, circuits=frozenset({"two"}))
+    driver = balancing(queueing(Slot("one", max_streams=1), Slot("two", max_streams=1), rules=(rule,)))
+    driver.tell(*opened(1), *opened(2), *opened(3, user="tenant-1"))
+
+    assert driver.tell(closed(1)) == []
+    assert driver.tell(closed(2)) == ["ATTACHSTREAM 3 31; two"]
+
+
 def test_a_replacement_brings_room() -> None:
     driver = full()
     driver.now += 60

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from circuitloom.model import Disconnected, Purpose, RecordedCircuit
-from circuitloom.policy.types import Policy, Slot
+from circuitloom.policy.types import Keys, Policy, Slot
 from circuitloom.pool.isolation import ONE_FOR_ALL, IsolationKey
 from circuitloom.pool.records import digest_of, key_left
 from unit.pool_driver import Driver, balancing, built, isolating, keys_of, opened, policy_of
@@ -34,6 +34,12 @@ def restart(
 ) -> tuple[Driver, list[str]]:
     driver = Driver(policy)
     return driver, driver.connect(circuits=circuits, records=records, secret=SECRET)
+
+
+def controlled(policy: Policy) -> Policy:
+    """The same with circuits of purpose controller, which Tor does not use itself."""
+    slots = tuple(replace(slot, purpose=Purpose.CONTROLLER) for slot in policy.slots)
+    return replace(policy, slots=slots, balance=replace(policy.balance, purpose=Purpose.CONTROLLER))
 
 
 def test_what_is_written_down_names_each_circuit_and_its_key() -> None:
@@ -120,14 +126,56 @@ def test_a_general_circuit_that_was_never_used_may_have_been_by_tor() -> None:
 
 
 def test_a_controller_circuit_that_was_never_used_is_still_nobody_s() -> None:
-    balance = replace(ISOLATED.balance, purpose=Purpose.CONTROLLER)
-    slots = tuple(replace(slot, purpose=Purpose.CONTROLLER) for slot in ISOLATED.slots)
-    policy = replace(ISOLATED, slots=slots, balance=balance)
+    policy = controlled(ISOLATED)
     circuits = f"{built(30, Purpose.CONTROLLER)}\n{built(31, Purpose.CONTROLLER)}\n"
     driver, commands = restart(policy, left_by(policy), circuits)
 
     assert commands == ["SETCONF __LeaveStreamsUnattached=1"]
     assert driver.tell(*opened(1, user="bob")) == ["ATTACHSTREAM 1 30; one"]
+
+
+def test_of_one_user_the_circuits_that_had_a_stream_and_those_that_had_none() -> None:
+    policy = controlled(ISOLATED)
+    first = Driver(policy)
+    first.connect(secret=SECRET)
+    first.build(30, 31)
+    first.tell(*opened(1, user="alice"))
+    circuits = f"{built(30, Purpose.CONTROLLER)}\n{built(31, Purpose.CONTROLLER)}\n"
+    driver, _ = restart(policy, first.pool.records(), circuits)
+
+    assert driver.tell(*opened(2, user="alice"), *opened(3, user="alice")) == [
+        "ATTACHSTREAM 2 30; one",
+        "ATTACHSTREAM 3 31; two",
+    ]
+    assert [record.is_used for record in driver.pool.records()] == [True, True]
+
+
+def test_a_slot_without_circuit_is_not_written_down() -> None:
+    driver = balancing(TWO)
+    driver.tell("CIRC 30 CLOSED REASON=FINISHED")
+
+    assert [record.name for record in driver.pool.records()] == ["two"]
+
+
+def test_a_key_none_of_whose_circuits_fit_the_policy_any_more_begins_anew() -> None:
+    driver, commands = restart(isolating("other", min_active=1), left_by(ISOLATED, "alice"))
+
+    assert commands == ["CLOSECIRCUIT 30 IfUnused", "CLOSECIRCUIT 31 IfUnused", "EXTENDCIRCUIT 0; other"]
+    assert [name for _, name, *_ in keys_of(driver)] == ["other"]
+
+
+def test_a_key_for_which_the_policy_of_now_has_no_room_is_not_taken_over() -> None:
+    before = Driver(ISOLATED)
+    before.connect(secret=SECRET)
+    before.build(30, 31)
+    before.tell(*(line for number in (1, 2) for line in opened(number, user="alice")), *opened(3, user="bob"))
+    before.build(32, 33)
+    before.tell(*opened(4, user="bob"), *opened(5, user="bob"))
+    policy = isolating("one", "two", keys=Keys(max_circuits=2), min_active=2)
+    driver, commands = restart(policy, before.pool.records(), BOTH + f"{built(32)}\n{built(33)}\n")
+
+    assert commands[:2] == ["CLOSECIRCUIT 32 IfUnused", "CLOSECIRCUIT 33 IfUnused"]
+    assert driver.tell(*opened(6, user="alice")) == ["ATTACHSTREAM 6 30; one"]
 
 
 @pytest.mark.parametrize(

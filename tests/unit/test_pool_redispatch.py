@@ -69,6 +69,7 @@ def test_a_resolve_that_waited_before_we_came_is_left_to_tor() -> None:
             circuits="30 BUILT $" + "A" * 40 + "~alpha,$" + "B" * 40 + "~beta,$" + "C" * 40 + "~gamma "
             "PURPOSE=CONTROLLER TIME_CREATED=2026-11-22T11:00:00.000030",
             streams="5 NEWRESOLVE 0 example.com:0",
+            option="1",
         )[-1]
         == f"ATTACHSTREAM 5 0; {NO_RESOLVE}"
     )

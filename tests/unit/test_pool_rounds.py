@@ -19,6 +19,13 @@ def test_rounds_serve_what_is_built_while_tor_is_there() -> None:
     assert not driver.pool.is_ready
 
 
+def test_a_slot_without_circuit_is_served_by_nobody() -> None:
+    driver = balancing()
+    driver.tell("CIRC 30 CLOSED REASON=FINISHED")
+
+    assert set(driver.pool.built()) == {"backup"}
+
+
 def test_of_several_keys_the_first_ones_circuits_are_served() -> None:
     driver = two_keys()
     first = {c.name: c.circuit_id for c in driver.snapshot().circuits if c.key == 0}

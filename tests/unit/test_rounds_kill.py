@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,33 +16,16 @@ import pytest
 from circuitloom.admin import ask
 from circuitloom.errors import AdminError
 from unit.fake_control_port import FakeControlPort
-from unit.rounds_victim import STEPS
+from unit.rounds_victim import STEPS, check_effects, counting_hook, words
 
 ROUNDS = 4
 WAIT_SECONDS = 30.0
-
-HOOK = """#!{python} -I
-# Its effect is a line in a file, once for each key; then it takes a moment.
-import fcntl, json, sys, time
-document = json.load(sys.stdin)
-with open("{folder}/effects", "a+") as file:
-    fcntl.flock(file, fcntl.LOCK_EX)
-    file.seek(0)
-    with open("{folder}/runs", "a") as runs:
-        print(document["key"], document["attempt"], document["retried"], file=runs)
-    if document["key"] not in file.read().split():
-        print(document["key"], file=file, flush=True)
-time.sleep(0.1)
-print(json.dumps({{"proof": document["key"]}}))
-"""
 
 
 @pytest.fixture
 def folder(short_path: Path, fake: FakeControlPort) -> Iterator[Path]:
     """Policy and hook, beside a control port that builds two circuits."""
-    hook = short_path / "hook"
-    hook.write_text(HOOK.format(python=sys.executable, folder=short_path))
-    hook.chmod(0o755)
+    hook = counting_hook(short_path)
     (short_path / "policy.yaml").write_text(
         f"version: 1\ntor: {{control: '{fake.address}'}}\ncircuits: [{{name: primary}}, {{name: backup}}]\n"
         f"balance: {{isolation: none}}\nadmin: {{socket: '{short_path}/admin.sock'}}\n"
@@ -92,10 +74,6 @@ def finish(folder: Path) -> list[dict[str, Any]]:
         assert agent.wait(10) == 0
 
 
-def words(path: Path) -> list[list[str]]:
-    return [line.split() for line in path.read_text().splitlines()] if path.exists() else []
-
-
 @pytest.mark.parametrize("step", STEPS)
 def test_each_key_has_one_effect_wherever_the_agent_is_killed(folder: Path, step: str) -> None:
     # Twice, so that a retry is killed as well.
@@ -103,15 +81,7 @@ def test_each_key_has_one_effect_wherever_the_agent_is_killed(folder: Path, step
         assert start(folder, step).wait(WAIT_SECONDS) == -signal.SIGKILL, (folder / "log").read_text()
     found = finish(folder)
 
-    effects = Counter(key for (key,) in words(folder / "effects"))
-    assert set(effects.values()) == {1}
-    done = [row for row in found if row["outcome"] == "done"]
-    assert {row["key"] for row in done} == set(effects)
-    assert all(row["answer"] == {"proof": row["key"]} for row in done)
-    assert {row["outcome"] for row in found} <= {"done", "missed"}
-    assert sum(row["rounds"] for row in found) == ROUNDS
-    retried = {row["key"] for row in found if row["retried"]}
-    assert retried == {key for key, _, is_retried in words(folder / "runs") if is_retried == "True"}
+    retried = check_effects(folder, found, rounds=ROUNDS)
     if step not in {"before-intent", "after-outcome"}:
         assert retried
     # Each of the two kills leaves one key without an end, at most.

@@ -9,6 +9,7 @@ import os
 import sqlite3
 import subprocess
 import sys
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -183,8 +184,11 @@ def test_a_reload_adds_rounds_changes_them_and_takes_them_away(
     assert serve(rounds_policy, script) == 0
 
 
-def test_a_hook_that_never_ends_delays_no_attachment(rounds_policy: Path, fake: FakeControlPort) -> None:
-    hook(rounds_policy.parent, "exec cat /dev/zero")
+@pytest.mark.parametrize("body", ["exec sleep 1000", "exec cat /dev/zero", "exec yes >&2"])
+def test_beside_a_hook_that_never_ends_streams_are_attached_in_their_order(
+    rounds_policy: Path, fake: FakeControlPort, body: str
+) -> None:
+    hook(rounds_policy.parent, body)
     change_policy(rounds_policy, "interval: 300ms, timeout: 300ms", "interval: 1h, timeout: 1h")
 
     def script() -> None:
@@ -199,46 +203,104 @@ def test_a_hook_that_never_ends_delays_no_attachment(rounds_policy: Path, fake: 
             )
         )
         fake.wait_for("ATTACHSTREAM", 300)
+        asked = [command.split() for command in fake.commands if command.startswith("ATTACHSTREAM")]
+        assert [stream_id for _, stream_id, _ in asked] == [str(number) for number in range(100, 400)]
+        assert [circuit_id for _, _, circuit_id in asked] == ["30", "31"] * 150
         assert status(rounds_policy)["rounds"]["running"] == ["primary"]
 
     assert serve(rounds_policy, script) == 0
 
 
-@pytest.mark.parametrize(
-    ("body", "line"),
-    [
-        ("exit 3", "round 1 on primary failed: exit status 3"),
-        ("kill -9 $$", "round 1 on primary: killed by SIGKILL, asking again with the same key"),
-        ("sleep 9", "round 1 on primary: not done within 0.3 s, ended, asking again with the same key"),
-        ("echo paid", "round 1 on primary done (its answer is dropped: not JSON)"),
-        ("head -c 99999 /dev/zero", "round 1 on primary done (its answer is dropped: over 64 KiB)"),
-    ],
-)
-def test_a_bad_hook_is_one_clear_line(
-    rounds_policy: Path, log: pytest.LogCaptureFixture, body: str, line: str
-) -> None:
-    hook(rounds_policy.parent, body)
-    change_policy(rounds_policy, "rounds: 4", "rounds: 1")
+@dataclass(frozen=True)
+class BadHook:
+    """A hook and what comes of it.
 
-    assert serve(rounds_policy, lambda: wait_until(lambda: "round 1 on primary" in log.text)) == 0
+    Attributes:
+        body: What the script does; None: there is no file.
+        line: How the first line about it begins, behind ``round 1 on primary``.
+        outcome: What the ledger has of it.
+        detail: How the ledger's detail begins.
+        mode: Of the file.
+        attempts: How often it is asked, with one line each time.
+        moves: Whether the round goes to the next circuit.
+    """
+
+    body: str | None
+    line: str
+    outcome: str
+    detail: str
+    mode: int = 0o755
+    attempts: int = 1
+    moves: bool = False
+
+
+AGAIN = ", asking again with the same key"
+BAD_HOOKS = {
+    "missing": BadHook(None, " failed: {hook}: No such file", "failed", "{hook}: No such file"),
+    "not-executable": BadHook(
+        "exit 0", " failed: {hook} is not executable; chmod", "failed", "{hook} is not executable", mode=0o644
+    ),
+    "writable-by-others": BadHook(
+        "exit 0", " failed: {hook} is writable by others", "failed", "{hook} is writable", mode=0o757
+    ),
+    "hanging": BadHook(
+        "sleep 9", f": not done within 0.3 s, ended{AGAIN}", "unknown", "not done within", attempts=3
+    ),
+    "killed": BadHook(
+        "kill -9 $$", f": killed by SIGKILL{AGAIN}", "unknown", "killed by SIGKILL", attempts=3
+    ),
+    "huge-output": BadHook(
+        "head -c 99999 /dev/zero",
+        " done (its answer is dropped: over 64 KiB)",
+        "done",
+        "its answer is dropped",
+    ),
+    "bad-json": BadHook(
+        "echo paid", " done (its answer is dropped: not JSON)", "done", "its answer is dropped"
+    ),
+    "failing": BadHook("exit 3", " failed: exit status 3", "failed", "exit status 3", moves=True),
+    "do-not-retry": BadHook(
+        "echo '{\"retry\": false}'; exit 4", " failed: exit status 4", "failed", "exit status 4"
+    ),
+}
+
+
+@pytest.mark.parametrize("bad", BAD_HOOKS.values(), ids=BAD_HOOKS.keys())
+def test_a_bad_hook_is_one_clear_line_and_one_recorded_outcome(
+    rounds_policy: Path, log: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, bad: BadHook
+) -> None:
+    monkeypatch.setattr("circuitloom.rounds.timetable.RETRY_SECONDS", 0.05)
+    program = hook(rounds_policy.parent, bad.body or "")
+    program.chmod(bad.mode)
+    if bad.body is None:
+        program.unlink()
+    change_policy(rounds_policy, "rounds: 4", "rounds: 1, on_failure: next-circuit")
+    circuits = ["primary", "backup"] if bad.moves else ["primary"]
+
+    def script() -> None:
+        expected = [(1, circuit, bad.outcome) for circuit in circuits]
+        wait_until(lambda: outcomes(rounds_policy) == expected)
+        first = rows(rounds_policy)[0]
+        assert first["detail"].startswith(bad.detail.format(hook=program))
+        assert first["attempts"] == bad.attempts
+
+    assert serve(rounds_policy, script) == 0
     told = [record.getMessage() for record in log.records if "round 1 on primary" in record.getMessage()]
-    assert told[0] == line
+    assert told[0].startswith(f"round 1 on primary{bad.line.format(hook=program)}")
+    assert len(told) == bad.attempts
+    assert all("\n" not in message for message in told)
 
 
 @pytest.mark.parametrize(
     ("mode", "problem"), [(0o644, "is not executable"), (0o757, "is writable by others")]
 )
-def test_a_hook_that_must_not_run_is_told_at_the_start_and_recorded(
-    rounds_policy: Path, log: pytest.LogCaptureFixture, mode: int, problem: str
+def test_a_hook_that_must_not_run_is_told_at_the_start(
+    rounds_policy: Path, fake: FakeControlPort, log: pytest.LogCaptureFixture, mode: int, problem: str
 ) -> None:
     hook(rounds_policy.parent).chmod(mode)
 
-    def script() -> None:
-        wait_until(lambda: (1, "primary", "failed") in outcomes(rounds_policy))
-        assert problem in rows(rounds_policy)[0]["detail"]
-
-    assert serve(rounds_policy, script) == 0
-    assert f"rounds: {rounds_policy.parent}/hook {problem}" in log.text
+    assert serve(rounds_policy, lambda: fake.wait_for(TAKE_OVER)) == 0
+    assert log.text.count(f"rounds: {rounds_policy.parent}/hook {problem}") == 1
 
 
 def test_an_unsound_ledger_is_set_aside_and_told(

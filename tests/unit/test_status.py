@@ -134,6 +134,8 @@ def test_the_document_is_json_and_rounded() -> None:
         "weight_share": 0.75,
         "key": 0,
         "is_adopted": False,
+        "connect_p50_seconds": None,
+        "connect_p99_seconds": None,
         "probe": None,
     }
     assert shown["circuits"][1]["age_seconds"] is None

@@ -38,6 +38,10 @@ def test_the_place_of_a_key_is_the_same_in_every_process() -> None:
     assert [sticky(4).choose(sticky=key) for key in ("alice", "bob", "carol")] == PLACES
 
 
+def test_on_an_empty_ring_nobody_takes_a_key() -> None:
+    assert list(Ring().walk("alice")) == []
+
+
 PLACES = ["c0", "c3", "c2"]
 
 

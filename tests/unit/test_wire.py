@@ -13,6 +13,7 @@ from circuitloom import wire
 from circuitloom.errors import ControlProtocolError
 from circuitloom.model import (
     TOR_CHOOSES,
+    CircuitBandwidth,
     CircuitEvent,
     CircuitId,
     CircuitStatus,
@@ -25,8 +26,9 @@ from circuitloom.model import (
     StreamEvent,
     StreamId,
     StreamStatus,
+    dirtiness_seconds,
 )
-from circuitloom.wire import ControlCodec, Message, Reply, TorWarning
+from circuitloom.wire import ControlCodec, DirectoryNews, Message, Reply, TorWarning
 
 ISOLATION = (
     "CLIENT_PROTOCOL=SOCKS5 NYM_EPOCH=0 SESSION_GROUP=-4 "
@@ -163,6 +165,24 @@ def test_purpose_changed_is_read() -> None:
     assert event.status is CircuitStatus.PURPOSE_CHANGED
 
 
+def test_what_a_circuit_carried_is_read() -> None:
+    line = (
+        "650 CIRC_BW ID=7 READ=4980 WRITTEN=509 TIME=2026-11-25T14:20:01.123456 DELIVERED_READ=4000 "
+        "OVERHEAD_READ=482 DELIVERED_WRITTEN=100 OVERHEAD_WRITTEN=398 SS=0 CWND=124\r\n"
+    )
+
+    assert read(line) == [CircuitBandwidth(CircuitId("7"), 4980, 509)]
+
+
+def test_max_circuit_dirtiness_is_read_in_seconds() -> None:
+    assert [dirtiness_seconds(value) for value in ("900", None, "", "10 minutes")] == [
+        900.0,
+        600.0,
+        None,
+        None,
+    ]
+
+
 def test_statuses_nobody_reads_are_dropped() -> None:
     assert read("650 STREAM 1 XOFF_SENT 3 a:1\r\n650 CIRC_MINOR 7 CANNIBALIZED PURPOSE=GENERAL\r\n") == []
 
@@ -183,6 +203,8 @@ def test_what_ails_tor_as_a_whole() -> None:
     assert read("650 STATUS_GENERAL WARN TOO_MANY_CONNECTIONS CURRENT=1024\r\n") == [
         TorWarning("TOO_MANY_CONNECTIONS")
     ]
+    assert read("650 STATUS_CLIENT NOTICE CONSENSUS_ARRIVED\r\n") == [DirectoryNews.CONSENSUS]
+    assert read(f"650 GUARD ENTRY ${'A' * 40}~a DOWN\r\n") == [DirectoryNews.GUARDS]
     assert read('650 STATUS_GENERAL ERR BUG REASON="a b"\r\n') == [TorWarning("BUG")]
     assert read("650 STATUS_GENERAL WARN DANGEROUS_VERSION\r\n") == [TorWarning("DANGEROUS_VERSION")]
     assert read("650 STATUS_GENERAL NOTICE CLOCK_JUMPED TIME=3\r\n") == []
@@ -217,6 +239,10 @@ def test_refusal_has_code_and_text() -> None:
         "250_OK\r\n",
         "²50 OK\r\n",
         "650 STREAM 1 NEW\r\n",
+        "650 CIRC_BW ID=7 READ=1\r\n",
+        "650 CIRC_BW ID=7 READ=1 WRITTEN=-1\r\n",
+        "650 CIRC_BW ID=7;8 READ=1 WRITTEN=1\r\n",
+        "650 CIRC_BW READ=1 WRITTEN=1\r\n",
         "650 STREAM a-b NEW 0 c:1\r\n",
         "650 STREAM 1 NEW 0;1 c:1\r\n",
         "650 STREAM é NEW 0 c:1\r\n",

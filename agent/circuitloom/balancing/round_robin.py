@@ -63,7 +63,8 @@ class WeightedRoundRobin:
         best_name = ""
         for weight, weight_class in self._classes.items():
             members = weight_class.members
-            name = next((name for name in members if name not in exclude), None)
+            free = (name for name in members if name not in exclude) if exclude else iter(members)
+            name = next(free, None)
             if name is None:
                 continue
             gain = weight * len(members)

@@ -53,6 +53,7 @@ class PrivateNetwork:
         relays: How many exit relays.
         authorities: How many directory authorities; with fewer than three none may fail.
         client_options: Extra torrc lines of the first client.
+        relay_options: Gives extra torrc lines of an exit relay, by its nickname and ORPort.
         on_progress: Told, in a few words, what was reached.
 
     Attributes:
@@ -68,6 +69,7 @@ class PrivateNetwork:
         relays: int = 6,
         authorities: int = 3,
         client_options: Sequence[str] = (),
+        relay_options: Callable[[str, int], Sequence[str]] = lambda _nickname, _or_port: (),
         on_progress: Callable[[str], None] = lambda _: None,
     ) -> None:
         if relays < 1 or authorities < 1:
@@ -80,6 +82,7 @@ class PrivateNetwork:
         self._relay_count = relays
         self._authority_count = authorities
         self._client_options = client_options
+        self._relay_options = relay_options
         self._on_progress = on_progress
         self._authority_facts: list[torrc.Authority] = []
         self._ports = free_ports()
@@ -144,9 +147,10 @@ class PrivateNetwork:
         self._cleanup.callback(self._end_nodes)
         self._make_authorities()
         for number in range(self._relay_count):
-            or_port = next(self._ports)
+            nickname, or_port = f"relay{number + 1}", next(self._ports)
             lines = torrc.relay_lines(or_port=or_port, resolv_conf=self.directory / "resolv.conf")
-            self.relays.append(self._new_relay(f"relay{number + 1}", lines, or_port))
+            options = self._relay_options(nickname, or_port)
+            self.relays.append(self._new_relay(nickname, lines, or_port, options))
         for node in (*self.authorities, *self.relays):
             node.launch()
         for node in (*self.authorities, *self.relays):
@@ -274,8 +278,10 @@ class PrivateNetwork:
         no_defaults = str(self.directory / "empty")
         return [self._tor, "-f", str(path), "--defaults-torrc", no_defaults, "--hush", "--list-fingerprint"]
 
-    def _new_relay(self, nickname: str, lines: Sequence[str], or_port: int) -> TorRelay:
-        return TorRelay(self._plan(nickname, [f"Nickname {nickname}", *lines]), or_port=or_port)
+    def _new_relay(
+        self, nickname: str, lines: Sequence[str], or_port: int, options: Sequence[str] = ()
+    ) -> TorRelay:
+        return TorRelay(self._plan(nickname, [f"Nickname {nickname}", *lines], options), or_port=or_port)
 
     def _new_client(self, options: Sequence[str]) -> TorClient:
         socks_port, dns_port = next(self._ports), next(self._ports)

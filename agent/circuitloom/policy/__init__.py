@@ -13,7 +13,9 @@ Each stage goes on over the faults of the stage before it, so one run of ``circu
 
 from __future__ import annotations
 
+from circuitloom.policy.operating import Log, LogFormat, LogLevel, Metrics
 from circuitloom.policy.parse import check_policy, parse_policy, read_policy
+from circuitloom.policy.rotation import Rotation
 from circuitloom.policy.schema import schema_text
 from circuitloom.policy.source import read_source
 from circuitloom.policy.types import (
@@ -27,9 +29,6 @@ from circuitloom.policy.types import (
     Health,
     Isolation,
     Keys,
-    Log,
-    LogFormat,
-    LogLevel,
     OnFailure,
     Policy,
     Rebuild,
@@ -62,11 +61,13 @@ __all__ = [
     "Log",
     "LogFormat",
     "LogLevel",
+    "Metrics",
     "OnFailure",
     "Policy",
     "Rebuild",
     "Retry",
     "Role",
+    "Rotation",
     "Rounds",
     "Schedule",
     "Slot",

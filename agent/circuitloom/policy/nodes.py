@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -88,6 +89,14 @@ class Document:
                 case _:
                     return None
         return node
+
+    def sound_texts(self, path: Path, faulty: Container[Path]) -> Iterator[tuple[Path, Scalar]]:
+        """The items of the list at a path against which nothing is known, each with its own path."""
+        node = self.node_at(path)
+        if isinstance(node, Listing) and path not in faulty:
+            for position, item in enumerate(node.items):
+                if isinstance(item, Scalar) and (*path, position) not in faulty:
+                    yield (*path, position), item
 
     def fault(self, path: Path, message: str) -> Fault:
         """A fault of the value at ``path``, or of the nearest thing around it if there is none."""

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import Any
 
 from circuitloom.errors import Fault, PolicyError
 from circuitloom.model import Purpose
 from circuitloom.policy.document import parse_document
+from circuitloom.policy.health import Panic, PanicAction
+from circuitloom.policy.operating import Log, LogFormat, LogLevel, Metrics
+from circuitloom.policy.path_rules import build_diversity, build_path, with_ports_of_rules
+from circuitloom.policy.path_types import PathRules
 from circuitloom.policy.probing import Probe
+from circuitloom.policy.rotation import Rotation
 from circuitloom.policy.schema import fill_defaults, load_schema
 from circuitloom.policy.schema_faults import find_schema_faults, to_data
 from circuitloom.policy.semantics import find_semantic_faults, find_warnings, slot_names
@@ -24,9 +30,6 @@ from circuitloom.policy.types import (
     Health,
     Isolation,
     Keys,
-    Log,
-    LogFormat,
-    LogLevel,
     Match,
     OnFailure,
     Overflow,
@@ -51,7 +54,7 @@ from circuitloom.policy.types import (
 from circuitloom.policy.values import (
     parse_control,
     parse_duration,
-    parse_fingerprint,
+    parse_listen,
     parse_network,
     parse_percentage,
     parse_ports,
@@ -85,9 +88,9 @@ def check_policy(data: bytes, *, name: str) -> tuple[Policy, tuple[Fault, ...]]:
     written = to_data(document.root)
     adopting = [index for index, entry in enumerate(written["circuits"]) if "adopt" in entry]
     filled = fill_defaults(written, load_schema())
-    if "eject" not in written.get("health", {}):
-        # Nobody is ejected by default: the section's other keys are only the schema's defaults.
-        del filled["health"]["eject"]
+    for key in {"eject", "panic"}.difference(written.get("health", {})):
+        # Off by default: the section's keys are then only the schema's defaults.
+        del filled["health"][key]
     policy = _build(filled, frozenset(adopting))
     return policy, tuple(sorted(find_warnings(document, policy)))
 
@@ -117,11 +120,20 @@ def _build(data: dict[str, Any], adopting: frozenset[int]) -> Policy:
         data: The document.
         adopting: Positions of the circuits with ``adopt``, whose defaults are filled in for all.
     """
+    diversity = build_diversity(data["paths"])
+    names = {entry["name"]: slot_names(entry["name"], entry["count"]) for entry in data["circuits"]}
+    rules = tuple(_build_rule(rule, names) for rule in data["rules"])
     slots = tuple(
         slot
         for index, entry in enumerate(data["circuits"])
-        for slot in _build_slots(entry, data["balance"], is_adopted=index in adopting)
+        for slot in _build_slots(
+            entry,
+            data["balance"],
+            path=build_path(entry["path"], diversity, names),
+            is_adopted=index in adopting,
+        )
     )
+    slots = with_ports_of_rules(slots, rules)
     active = sum(slot.role is Role.ACTIVE for slot in slots)
     rebuild, retry = data["failover"]["rebuild"], data["failover"]["retry"]
     redispatch = data["failover"]["redispatch"].get("after")
@@ -170,20 +182,20 @@ def _build(data: dict[str, Any], adopting: frozenset[int]) -> Policy:
             redispatch_seconds=None if redispatch is None else parse_duration(redispatch),
         ),
         health=_build_health(data["health"]),
+        rotation=_build_rotation(data["rotation"]),
         log=Log(level=LogLevel(data["log"]["level"]), format=LogFormat(data["log"]["format"])),
         admin=Admin(data["admin"]["socket"]),
-        rules=tuple(_build_rule(rule, data["circuits"]) for rule in data["rules"]),
+        rules=rules,
         rounds=_build_rounds(data["rounds"]),
+        metrics=_build_metrics(data["metrics"]),
+        diversity=diversity,
     )
 
 
-def _build_rule(rule: dict[str, Any], circuits: list[dict[str, Any]]) -> Rule:
+def _build_rule(rule: dict[str, Any], names: dict[str, Sequence[str]]) -> Rule:
+    """A rule; ``names`` tells the circuits that the name of an entry stands for."""
     match = rule["match"]
-    names: set[str] = set()
-    for name in rule.get("circuits", ()):
-        # The name of an entry stands for all circuits that it makes.
-        made = [slot_names(entry["name"], entry["count"]) for entry in circuits if entry["name"] == name]
-        names.update(*(made or [[name]]))
+    circuits = {name for written in rule.get("circuits", ()) for name in names.get(written, [written])}
     return Rule(
         match=Match(
             ports=tuple(parse_ports(str(port)) for port in match.get("port", ())),
@@ -192,16 +204,17 @@ def _build_rule(rule: dict[str, Any], circuits: list[dict[str, Any]]) -> Rule:
             sources=tuple(map(parse_network, match.get("source", ()))),
             session_group=match.get("session_group"),
         ),
-        circuits=frozenset(names) or None,
+        circuits=frozenset(circuits) or None,
         action=RuleAction(rule["action"]) if "action" in rule else None,
     )
 
 
 def _build_health(data: dict[str, Any]) -> Health:
-    eject = data.get("eject")
+    eject, panic = data.get("eject"), data.get("panic")
     return Health(
         eject=eject
         and Eject(eject["consecutive_failures"], parse_duration(eject["base"]), eject["max_percent"]),
+        panic=panic and Panic(parse_percentage(panic["threshold"]), PanicAction(panic["action"])),
         probe=_build_probe(data["probe"]),
     )
 
@@ -225,6 +238,28 @@ def _build_probe(data: dict[str, Any]) -> Probe | None:
     )
 
 
+def _build_rotation(data: dict[str, Any]) -> Rotation:
+    max_age, max_bytes, drain = (data.get(key) for key in ("max_age", "max_bytes", "drain"))
+    return Rotation(
+        max_age_seconds=max_age and parse_duration(max_age),
+        max_streams_total=data.get("max_streams_total"),
+        max_bytes=max_bytes and parse_size(max_bytes),
+        drain_seconds=drain and parse_duration(drain),
+        jitter=parse_percentage(data["jitter"]),
+    )
+
+
+def _build_metrics(data: dict[str, Any]) -> Metrics:
+    listen = data.get("listen")
+    address = None if listen is None else parse_listen(listen)
+    return Metrics(
+        textfile=data.get("textfile"),
+        interval_seconds=parse_duration(data["interval"]),
+        listen=None if address is None else (address.host, address.port),
+        agent=data.get("agent"),
+    )
+
+
 def _build_rounds(data: dict[str, Any]) -> Rounds | None:
     # Without a command there is no such section: its other keys are only the schema's defaults.
     if "command" not in data:
@@ -242,14 +277,19 @@ def _build_rounds(data: dict[str, Any]) -> Rounds | None:
     )
 
 
-def _build_slots(entry: dict[str, Any], balance: dict[str, Any], *, is_adopted: bool) -> list[Slot]:
-    path = entry["path"]
+def _build_slots(
+    entry: dict[str, Any],
+    balance: dict[str, Any],
+    *,
+    path: tuple[str, ...] | PathRules | None,
+    is_adopted: bool,
+) -> list[Slot]:
     return [
         Slot(
             name=name,
             weight=entry["weight"],
             role=Role(entry["role"]),
-            path=None if path == "auto" else tuple(map(parse_fingerprint, path)),
+            path=path,
             max_streams=entry.get("max_streams", balance["max_streams"]),
             purpose=Purpose(balance["purpose"]),
             adopt=Adopt(entry["adopt"]["rebuild"]) if is_adopted else None,

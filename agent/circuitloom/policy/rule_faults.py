@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from difflib import get_close_matches
 
 from circuitloom.errors import Fault
 from circuitloom.policy.matching import covers
 from circuitloom.policy.nodes import Document, Listing, Mapping, Scalar
 from circuitloom.policy.types import Policy
 from circuitloom.policy.values import ValueFault, parse_network, parse_ports
-from circuitloom.policy.wording import Path, quoted
+from circuitloom.policy.wording import Path, no_circuit
 
 __all__ = ["find_rule_faults", "find_rule_warnings"]
 
@@ -34,15 +33,13 @@ def find_rule_faults(
         if ("circuits" in rule.entries) == ("action" in rule.entries):
             message = "a rule needs either `circuits`, which its streams may use, or `action`, where they go"
             yield document.fault(("rules", index), message)
-        for path, node in _texts(document, ("rules", index, "match", "port"), faulty):
+        for path, node in document.sound_texts(("rules", index, "match", "port"), faulty):
             yield from _judge(document, path, node, parse_ports)
-        for path, node in _texts(document, ("rules", index, "match", "source"), faulty):
+        for path, node in document.sound_texts(("rules", index, "match", "source"), faulty):
             yield from _judge(document, path, node, parse_network)
-        for path, node in _texts(document, ("rules", index, "circuits"), faulty):
+        for path, node in document.sound_texts(("rules", index, "circuits"), faulty):
             if names is not None and node.text not in names:
-                guess = next(iter(get_close_matches(node.text, names, n=1)), None)
-                hint = f": did you mean `{guess}`?" if guess else ""
-                yield document.fault(path, f"there is no circuit {quoted(node.text)}{hint}")
+                yield document.fault(path, no_circuit(node.text, names))
     if document.node_at(("balance", "keys", "slots_per_key")) is not None and any(
         isinstance(rule, Mapping) and "circuits" in rule.entries for rule in rules.items
     ):
@@ -61,14 +58,6 @@ def find_rule_warnings(document: Document, policy: Policy) -> Iterator[Fault]:
                 message = f"no stream gets here: the rule in line {line} takes all that match"
                 yield document.fault(("rules", index), message)
                 break
-
-
-def _texts(document: Document, path: Path, faulty: frozenset[Path]) -> Iterator[tuple[Path, Scalar]]:
-    node = document.node_at(path)
-    if isinstance(node, Listing) and path not in faulty:
-        for position, item in enumerate(node.items):
-            if isinstance(item, Scalar) and (*path, position) not in faulty:
-                yield (*path, position), item
 
 
 def _judge(document: Document, path: Path, node: Scalar, parse: object) -> Iterator[Fault]:

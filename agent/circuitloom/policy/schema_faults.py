@@ -25,11 +25,14 @@ __all__ = ["find_schema_faults", "to_data"]
 # difflib's cost grows with the square of the length, and no key or enum value is longer than 20.
 _MAX_GUESSED = 64
 
+# How alike a key must be to one of the keys here to be meant, though there is a key of its name elsewhere.
+_SURE_RATIO = 0.85
+
 # Numbers as YAML 1.1 or YAML 1.2 know them, and a policy does not: octal, hexadecimal, 1_000, base 60.
 _ODD_NUMBER = re.compile(r"[-+]?(0[0-9_]+|0[box][0-9A-Fa-f_]+|[0-9]+(_[0-9]+)+|[0-9]+(:[0-9]+)+)")
 
 # The text of these is judged where it is parsed, which can say which part of it is wrong.
-_EXPLAINED_BY_PARSER: frozenset[Path] = frozenset([("tor", "control")])
+_EXPLAINED_BY_PARSER: frozenset[Path] = frozenset([("tor", "control"), ("metrics", "listen")])
 
 
 # 30 seconds, 1 min, 2 hours without their space.
@@ -101,7 +104,7 @@ def _key_hint(key: str, allowed: tuple[str, ...]) -> str:
     spelled = _snake_case(key)
     if spelled in allowed:
         return f"did you mean `{spelled}`?"
-    if spelled in _homes():
+    if spelled in _homes() and not get_close_matches(spelled, allowed, n=1, cutoff=_SURE_RATIO):
         return f"it belongs {' or '.join(_homes()[spelled])}"
     guess = _guess(key, allowed)
     return f"did you mean `{guess}`?" if guess else f"the keys here are {any_of(allowed)}"

@@ -15,8 +15,12 @@ from typing import Any
 
 from circuitloom.errors import Fault
 from circuitloom.model import Purpose
+from circuitloom.policy.health_faults import find_health_warnings
+from circuitloom.policy.metrics_faults import find_metrics_faults, find_metrics_warnings
 from circuitloom.policy.nodes import Bad, Document, Listing, Mapping, Scalar
+from circuitloom.policy.path_rules import find_path_faults
 from circuitloom.policy.probe_faults import find_probe_faults, find_probe_warnings
+from circuitloom.policy.rotation_faults import find_rotation_faults, find_rotation_warnings
 from circuitloom.policy.rule_faults import find_rule_faults, find_rule_warnings
 from circuitloom.policy.schema import load_schema
 from circuitloom.policy.types import Algorithm, Isolation, Policy, Role, StickyBy, TcpAddress
@@ -25,7 +29,6 @@ from circuitloom.policy.values import (
     check_socket_path,
     parse_control,
     parse_duration,
-    parse_fingerprint,
 )
 from circuitloom.policy.wording import Path, quoted
 
@@ -65,11 +68,15 @@ def find_semantic_faults(document: Document, faulty: frozenset[Path]) -> Iterato
     yield from find_probe_faults(document, known.value)
     circuits = _read_circuits(known)
     yield from _weight_faults(known, circuits)
-    yield from _path_faults(known, circuits)
     yield from _adopt_faults(known, circuits)
     yield from _name_faults(known, circuits)
     yield from _number_faults(known, circuits)
-    yield from find_rule_faults(document, faulty, _all_names(circuits))
+    yield from find_rotation_faults(document, faulty)
+    names = _all_names(circuits)
+    yield from find_rule_faults(document, faulty, names)
+    yield from find_metrics_faults(document, faulty)
+    made = {c.index: slot_names(c.name, c.count) if names and c.name and c.count else None for c in circuits}
+    yield from find_path_faults(document, faulty, made)
 
 
 def find_warnings(document: Document, policy: Policy) -> Iterator[Fault]:
@@ -88,7 +95,10 @@ def find_warnings(document: Document, policy: Policy) -> Iterator[Fault]:
     yield from _sticky_warnings(document, policy)
     yield from find_rule_warnings(document, policy)
     yield from _eject_warnings(document, policy)
+    yield from find_metrics_warnings(document)
+    yield from find_health_warnings(document, policy)
     yield from find_probe_warnings(document, policy)
+    yield from find_rotation_warnings(document, policy)
     if policy.rounds is not None and policy.balance.isolation is Isolation.TOR:
         message = "rounds serve the first key's circuits only: `isolation: none` if there is but one user"
         yield document.fault(("rounds",), message)
@@ -325,20 +335,6 @@ def _weight_faults(known: _Known, circuits: list[_Circuit]) -> Iterator[Fault]:
                 f"{algorithm} ignores weights: remove this one, or use `algorithm: weighted-round-robin`"
             )
             yield known.document.fault(circuit.path("weight"), message)
-
-
-def _path_faults(known: _Known, circuits: list[_Circuit]) -> Iterator[Fault]:
-    for circuit in circuits:
-        path = circuit.path("path")
-        hops: dict[str, int] = {}
-        for position, node in enumerate(_items(known.document, path)):
-            if not isinstance(node, Scalar) or not known.is_sound((*path, position)):
-                continue
-            relay = parse_fingerprint(node.text)
-            if relay in hops:
-                message = f"this relay is hop {hops[relay]} as well: a path goes through a relay once"
-                yield known.document.fault((*path, position), message)
-            hops.setdefault(relay, position + 1)
 
 
 def _adopt_faults(known: _Known, circuits: list[_Circuit]) -> Iterator[Fault]:

@@ -13,7 +13,11 @@ from enum import StrEnum
 from ipaddress import IPv4Network, IPv6Network
 
 from circuitloom.model import Purpose
+from circuitloom.policy.health import Panic
+from circuitloom.policy.operating import Log, Metrics
+from circuitloom.policy.path_types import Diversity, PathRules
 from circuitloom.policy.probing import Probe
+from circuitloom.policy.rotation import Rotation
 
 DEFAULT_CONTROL_PATH = "/run/tor/control"
 DEFAULT_ADMIN_SOCKET = "/run/circuitloom/admin.sock"
@@ -125,23 +129,6 @@ class OnFailure(StrEnum):
     NEXT_CIRCUIT = "next-circuit"
     SKIP = "skip"
     DRAIN = "drain"
-
-
-class LogLevel(StrEnum):
-    """The least severe lines that are written."""
-
-    DEBUG = "debug"
-    INFO = "info"
-    WARNING = "warning"
-    ERROR = "error"
-
-
-class LogFormat(StrEnum):
-    """``journal`` prefixes each line with ``<priority>``; ``auto`` does so under systemd only."""
-
-    AUTO = "auto"
-    JOURNAL = "journal"
-    PLAIN = "plain"
 
 
 @dataclass(frozen=True, slots=True)
@@ -286,7 +273,8 @@ class Slot:
         name: Unique in the policy; ``count: 8`` of ``swarm`` gives ``swarm-1`` to ``swarm-8``.
         weight: Its share against the other circuits' weights.
         role: Active, or backup.
-        path: Fingerprints (40 upper-case hex digits, no ``$``) from the first hop on, or None: Tor chooses.
+        path: Fingerprints (40 upper-case hex digits, no ``$``) from the first hop on; or what relays that the
+            agent selects must be; or None: Tor chooses.
         max_streams: How many streams it may carry at once.
         purpose: What it is to Tor.
         adopt: Whether its circuit comes from elsewhere; None: the agent builds it.
@@ -295,7 +283,7 @@ class Slot:
     name: str
     weight: int = 1
     role: Role = Role.ACTIVE
-    path: tuple[str, ...] | None = None
+    path: tuple[str, ...] | PathRules | None = None
     max_streams: int = 256
     purpose: Purpose = Purpose.GENERAL
     adopt: Adopt | None = None
@@ -364,21 +352,17 @@ class Eject:
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """What happens to circuits that fail; ``eject`` None: nothing but blame and replacement.
+    """What happens to circuits that do badly; what is None does not.
 
-    ``probe`` None: nobody looks whether they do.
+    Attributes:
+        eject: When one takes no streams for a while.
+        panic: What happens when that leaves too few.
+        probe: How it is found out whether they do.
     """
 
     eject: Eject | None = None
+    panic: Panic | None = None
     probe: Probe | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Log:
-    """What is logged, and how."""
-
-    level: LogLevel = LogLevel.INFO
-    format: LogFormat = LogFormat.AUTO
 
 
 @dataclass(frozen=True, slots=True)
@@ -425,7 +409,15 @@ class Policy:
     balance: Balance = field(default_factory=Balance)
     failover: Failover = field(default_factory=Failover)
     health: Health = field(default_factory=Health)
+    rotation: Rotation = field(default_factory=Rotation)
     log: Log = field(default_factory=Log)
     admin: Admin = field(default_factory=Admin)
     rules: tuple[Rule, ...] = ()
     rounds: Rounds | None = None
+    metrics: Metrics = field(default_factory=Metrics)
+    diversity: Diversity = field(default_factory=Diversity)
+
+    @property
+    def path_rules(self) -> tuple[PathRules, ...]:
+        """Of the circuits whose relays the agent selects."""
+        return tuple(slot.path for slot in self.slots if isinstance(slot.path, PathRules))

@@ -19,6 +19,7 @@ __all__ = [
     "parse_control",
     "parse_duration",
     "parse_fingerprint",
+    "parse_listen",
     "parse_network",
     "parse_percentage",
     "parse_ports",
@@ -35,7 +36,7 @@ _SIZE = re.compile(r"([0-9]+)(kB|MB|GB|KiB|MiB|GiB)")
 _TCP = re.compile(r"(\[[^]]*\]|[^:]+):([0-9]{1,5})")
 
 
-_LOOPBACK_NAMES = ("*", "localhost", "localhost.localdomain")
+_LOOPBACK_NAMES = ("*", "0.0.0.0", "localhost", "localhost.localdomain")  # noqa: S104 - refused, not bound to
 
 
 class ValueFault(ValueError):
@@ -120,6 +121,15 @@ def parse_control(text: str) -> ControlAddress:
     raise ValueFault(message)
 
 
+def parse_listen(text: str) -> TcpAddress:
+    """Reads ``ADDRESS:PORT``.
+
+    Raises:
+        ValueFault: It is no such thing, or the address is not on this machine.
+    """
+    return _parse_tcp(text, scheme="", usual="Prometheus' exporters have 9100 and above")
+
+
 def _parse_unix(path: str) -> UnixAddress:
     if not path.startswith("/"):
         raise ValueFault("`unix:` needs an absolute path, such as `unix:/run/tor/control`")
@@ -129,13 +139,17 @@ def _parse_unix(path: str) -> UnixAddress:
     return UnixAddress(path)
 
 
-def _parse_tcp(rest: str) -> TcpAddress:
+def _parse_tcp(
+    rest: str, *, scheme: str = "tcp:", usual: str = "Tor's usual ControlPort is 9051"
+) -> TcpAddress:
     found = _TCP.fullmatch(rest)
     if found is None:
+        if not scheme:
+            raise ValueFault("must be an address of this machine and a port, as in `127.0.0.1:9955`")
         raise ValueFault("`tcp:` needs an address and a port, as in `tcp:127.0.0.1:9051`")
     host, port = found[1], int(found[2])
     if not 1 <= port <= 65535 or found[2].startswith("0"):
-        raise ValueFault(f"port `{found[2]}` must be from 1 to 65535; Tor's usual ControlPort is 9051")
+        raise ValueFault(f"port `{found[2]}` must be from 1 to 65535; {usual}")
     if host == "[::1]":
         return TcpAddress("::1", port)
     try:
@@ -143,6 +157,8 @@ def _parse_tcp(rest: str) -> TcpAddress:
     except AddressValueError:
         is_loopback = False
     if not is_loopback:
-        hint = f"did you mean `tcp:127.0.0.1:{port}`?" if host in _LOOPBACK_NAMES else "nothing else is safe"
+        hint = (
+            f"did you mean `{scheme}127.0.0.1:{port}`?" if host in _LOOPBACK_NAMES else "nothing else is safe"
+        )
         raise ValueFault(f"{quoted(host)} is not an address of this machine, 127.0.0.1 or [::1]: {hint}")
     return TcpAddress(host, port)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
 
-__all__ = ["Path", "any_of", "escaped", "path_text", "quoted"]
+__all__ = ["Path", "any_of", "escaped", "no_circuit", "path_text", "quoted"]
 
 # Where in a document: keys of mappings and indexes of lists.
 Path = tuple[str | int, ...]
@@ -25,6 +26,13 @@ def quoted(text: str, *, mark: str = "`") -> str:
     """The text between marks, cut if it is long."""
     shown = text if len(text) <= _MAX_SHOWN else text[: _MAX_SHOWN - 3] + "..."
     return f"{mark}{escaped(shown)}{mark}"
+
+
+def no_circuit(name: str, names: Iterable[str]) -> str:
+    """What is wrong with a name that no circuit has."""
+    guess = next(iter(get_close_matches(name, names, n=1)), None)
+    hint = f": did you mean `{guess}`?" if guess else ""
+    return f"there is no circuit {quoted(name)}{hint}"
 
 
 def any_of(words: Iterable[str]) -> str:

@@ -3,5 +3,14 @@
 from circuitloom.pool.core import Attachment, Pool
 from circuitloom.pool.decisions import Explanation
 from circuitloom.pool.snapshot import CircuitSnapshot, PoolSnapshot
+from circuitloom.pool.tally import Histogram, Tally
 
-__all__ = ["Attachment", "CircuitSnapshot", "Explanation", "Pool", "PoolSnapshot"]
+__all__ = [
+    "Attachment",
+    "CircuitSnapshot",
+    "Explanation",
+    "Histogram",
+    "Pool",
+    "PoolSnapshot",
+    "Tally",
+]

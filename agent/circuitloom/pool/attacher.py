@@ -4,6 +4,8 @@ Rules of this file:
 
 * A stream is served only when it is known to wait: at CONTROLLER_WAIT, or when Tor refused to attach it.
 * What only one event tells (the key, the target) is kept for as long as the stream lives.
+* A stream that Tor may be choosing a circuit for is not touched: it may be on its way by the time Tor reads
+  our command, and would be torn off its circuit, without the bytes it has sent already (tor-facts 0 and 4).
 """
 
 from __future__ import annotations
@@ -11,14 +13,18 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from circuitloom.model import (
+    DOUBT_SECONDS,
     TOR_CHOOSES,
     Action,
     Announce,
+    AskWaiting,
     AttachRefused,
     CircuitId,
     Reserved,
     Severity,
+    StillWaiting,
     StreamEvent,
+    StreamId,
     StreamStatus,
 )
 from circuitloom.policy.matching import find_rule
@@ -31,7 +37,9 @@ from circuitloom.pool.choosing import sticky_value
 from circuitloom.pool.dispatch import Dispatcher
 from circuitloom.pool.isolation import isolation_key
 from circuitloom.pool.keys import Keys
+from circuitloom.pool.rotation import Rotation
 from circuitloom.pool.streams import Stream, StreamState, TorsOwn, is_directory
+from circuitloom.pool.tally import observe_connect
 
 _RESOLVES = frozenset({StreamStatus.NEWRESOLVE, StreamStatus.SENTRESOLVE})
 
@@ -46,6 +54,7 @@ class Attacher(Dispatcher):
         policy: What to do.
         keys: Circuits by key.
         builder: Circuits by id.
+        rotation: Looks after their age and use.
         emit: Takes each action, in order.
         on_foreign: Called when another controller attached a stream that waited for us.
 
@@ -53,18 +62,21 @@ class Attacher(Dispatcher):
         on_stream: What takes an event, by the stream's status.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - each by name, and none can be made from another
         self,
         policy: Policy,
         *,
         keys: Keys,
         builder: Builder,
+        rotation: Rotation,
         emit: Callable[[Action], None],
         on_foreign: Callable[[], None],
     ) -> None:
-        super().__init__(policy, keys=keys, builder=builder, emit=emit)
+        super().__init__(policy, keys=keys, builder=builder, rotation=rotation, emit=emit)
         self._on_foreign = on_foreign
         self._tors_own = TorsOwn(None)
+        self._doubtful: set[StreamId] = set()
+        self._doubt_ends_at: float | None = None
         self.on_stream: dict[StreamStatus, Callable[[StreamEvent], None]] = {
             StreamStatus.NEW: self._on_new,
             StreamStatus.NEWRESOLVE: self._on_new,
@@ -92,8 +104,19 @@ class Attacher(Dispatcher):
         """Tor maps these addresses from now on."""
         self._tors_own = TorsOwn(reserved)
 
-    def adopt(self, line: StreamEvent) -> None:
-        """Take one line of stream-status; NEW there means that it may wait."""
+    def clear(self) -> None:
+        """Forget every stream; what Tor says next is all there is."""
+        super().clear()
+        self._doubtful.clear()
+        self._doubt_ends_at = None
+
+    def adopt(self, line: StreamEvent, *, is_held: bool = True) -> None:
+        """Take one line of stream-status.
+
+        Args:
+            line: It; NEW means that the stream waits, for a controller or for Tor's own choice.
+            is_held: Whether Tor lets streams wait for a controller (the option is set).
+        """
         if is_directory(line) or line.status in {StreamStatus.FAILED, StreamStatus.CLOSED}:
             return
         stream = self.streams[line.stream_id] = Stream(line.stream_id)
@@ -107,9 +130,45 @@ class Attacher(Dispatcher):
                 stream.state = StreamState.OPEN
             case _:
                 stream.target = line.target
+                stream.held_at = self.now
                 stream.is_tors = self._tors_own.has(line.target)
                 stream.key = self._shared_key()
-                self._wait(stream)
+                if is_held:
+                    self._wait(stream)
+                else:
+                    self._doubtful.add(stream.stream_id)
+                    self.doubt_anew()
+
+    def doubt_anew(self) -> None:
+        """Tor begins to choose only now, as far as we know."""
+        if self._doubtful:
+            self._doubt_ends_at = self.now + DOUBT_SECONDS
+
+    def next_deadline(self) -> float | None:
+        """When ``handle_deadline`` wants to be called (seconds of the pool's clock)."""
+        deadlines = (super().next_deadline(), self._doubt_ends_at)
+        return min((deadline for deadline in deadlines if deadline is not None), default=None)
+
+    def handle_deadline(self) -> None:
+        """As for those that wait; and what is in doubt is asked for once more."""
+        super().handle_deadline()
+        if self._doubt_ends_at is not None and self._doubt_ends_at <= self.now:
+            self._doubt_ends_at = None
+            self._doubtful = {stream_id for stream_id in self._doubtful if self._is_in_doubt(stream_id)}
+            if self._doubtful:
+                self._emit(AskWaiting())
+
+    def handle_still_waiting(self, event: StillWaiting) -> None:
+        """What Tor did not choose for in all the time was left waiting by somebody."""
+        for stream_id in sorted(self._doubtful & event.stream_ids):
+            if self._is_in_doubt(stream_id):
+                self._release(self.streams[stream_id], "it waited before we came")
+        self._doubtful.clear()
+        self._doubt_ends_at = None
+
+    def _is_in_doubt(self, stream_id: StreamId) -> bool:
+        stream = self.streams.get(stream_id)
+        return stream is not None and stream.state is StreamState.NEW and not stream.is_held
 
     def locate(self, line: StreamEvent) -> None:
         """Count a stream on a circuit that has just been adopted; ``line`` is of stream-status."""
@@ -154,6 +213,7 @@ class Attacher(Dispatcher):
             stream.is_tors = self._tors_own.has(event.target)
             stream.key = self._shared_key()
         stream.is_held = True
+        stream.held_at = self.now
         # In any other state this is the echo of a move, ours or another controller's (tor-facts 3, 12).
         if stream.state is StreamState.NEW:
             self.serve(stream)
@@ -172,7 +232,9 @@ class Attacher(Dispatcher):
         if stream is not None:
             self._place(stream, event.circuit_id)
             if stream.is_unanswered and stream.circuit is not None:
-                stream.circuit.connect_time.observe(self.now - stream.attached_at, self.now)
+                circuit, seconds = stream.circuit, self.now - stream.attached_at
+                circuit.connect_time.observe(seconds, self.now)
+                observe_connect(circuit.connects, circuit.slot.tally.connects, seconds)
             self._unanswered.end(stream)
             self._blame.succeed(stream.target, stream.circuit)
             if stream.circuit is not None:
@@ -207,7 +269,7 @@ class Attacher(Dispatcher):
             if circuit is not None and stream.is_unanswered and event.keywords.get("REASON") == "END":
                 # The exit's last word; the end of a circuit (DESTROY) says nothing of a destination.
                 self._accuse(stream, circuit)
-            self._count_failure(stream)
+            self._count_failure(stream, is_final=True)
 
     def _on_closed(self, event: StreamEvent) -> None:
         stream = self.streams.get(event.stream_id)

@@ -7,6 +7,7 @@ Rules of this file:
 * One circuit that is built shows that the network works: whoever waits for no fault of its own path, because
   all failed together, need not wait any longer.
 * Every circuit of ours that has an id is in ``by_id``, until its end.
+* A circuit for which no relays are found holds nobody else up.
 """
 
 from __future__ import annotations
@@ -24,8 +25,12 @@ from circuitloom.model import (
     CloseCircuit,
     Severity,
 )
+from circuitloom.paths import NoPath
+from circuitloom.policy.path_types import PathRules
 from circuitloom.policy.types import Rebuild
+from circuitloom.pool.planner import Planner
 from circuitloom.pool.slots import Circuit, CircuitState, SlotState
+from circuitloom.pool.tally import Tally
 
 MAX_PARALLEL_BUILDS = 16
 """Enough to fill 1,000 slots in seconds, few enough that a guard does not take us for a CREATE flood."""
@@ -40,23 +45,34 @@ class Builder:
     Args:
         rebuild: Backoff between failed builds; a reload may replace it.
         uniform: Gives a random number in [0, 1), for the jitter.
+        planner: Selects relays.
         emit: Takes each action, in order.
 
     Attributes:
         uniform: As given.
+        planner: As given.
         by_id: Circuits of ours that Tor has given an id.
+        tally: What has happened so far.
     """
 
     def __init__(
-        self, rebuild: Rebuild, *, uniform: Callable[[], float], emit: Callable[[Action], None]
+        self,
+        rebuild: Rebuild,
+        *,
+        uniform: Callable[[], float],
+        planner: Planner,
+        emit: Callable[[Action], None],
     ) -> None:
         self.rebuild = rebuild
         self.uniform = uniform
+        self.planner = planner
         self._emit = emit
         self.by_id: dict[CircuitId, Circuit] = {}
+        self.tally = Tally()
         self._builds: dict[int, Circuit] = {}
         self._build_number = 0
         self._wanted: dict[SlotState, None] = {}
+        self._unplanned: dict[SlotState, None] = {}
         self._under_way = 0
         self._deadlines: list[tuple[float, int, SlotState]] = []
         self._backing_off: dict[SlotState, None] = {}
@@ -69,12 +85,14 @@ class Builder:
         """The slot's circuit is missing or on its way out: build one as soon as it is its turn."""
         state.retry_at = None
         self._backing_off.pop(state, None)
+        self._unplanned.pop(state, None)
         if self._is_connected and state.needs_build():
             self._wanted[state] = None
 
     def unwant(self, state: SlotState) -> None:
         """The slot is gone: end what is under way for it."""
         self._wanted.pop(state, None)
+        self._unplanned.pop(state, None)
         self._backing_off.pop(state, None)
         state.retry_at = None
         if state.building is not None:
@@ -92,14 +110,27 @@ class Builder:
         while self._wanted and self._under_way < MAX_PARALLEL_BUILDS:
             state = next(iter(self._wanted))
             del self._wanted[state]
+            slot = state.slot
+            hops = self.planner.plan(state, slot.path) if isinstance(slot.path, PathRules) else ()
+            if hops is None:
+                self._unplanned[state] = None
+                continue
+            if isinstance(hops, NoPath):
+                self._wait(state, f"circuit {slot.name} cannot be built: {hops.why}", now)
+                continue
             self._under_way += 1
             self._build_number += 1
-            slot = state.slot
-            circuit = Circuit(state, self._build_number, now + BUILD_TIMEOUT_SECONDS)
+            circuit = Circuit(state, self._build_number, now + BUILD_TIMEOUT_SECONDS, path=hops)
             state.building = self._builds[self._build_number] = circuit
-            self._emit(BuildCircuit(self._build_number, slot.name, slot.path, slot.purpose))
+            path = tuple(hop.fingerprint for hop in hops) if isinstance(slot.path, PathRules) else slot.path
+            self._emit(BuildCircuit(self._build_number, slot.name, path, slot.purpose))
 
     def back_off(self, state: SlotState, what: str, now: float) -> None:
+        """Try again later, or as soon as another circuit shows that the network works."""
+        self._wait(state, what, now)
+        self._backing_off[state] = None
+
+    def _wait(self, state: SlotState, what: str, now: float) -> None:
         """Try again later; the wait doubles with each failure."""
         rebuild = self.rebuild
         # The exponent is bounded: 2 ** 1100 would not fit a float, and long before it the maximum holds.
@@ -107,7 +138,6 @@ class Builder:
         delay *= 1 + rebuild.jitter * (2 * self.uniform() - 1)
         state.failures += 1
         self.want_at(state, now + delay)
-        self._backing_off[state] = None
         self._emit(Announce(Severity.WARNING, f"{what}, trying again in {delay:.1f} s"))
 
     def want_at(self, state: SlotState, at: float) -> None:
@@ -128,7 +158,9 @@ class Builder:
         for circuit in list(self._builds.values()):
             self.forget(circuit)
         self._wanted.clear()
+        self._unplanned.clear()
         self._backing_off.clear()
+        self.planner.relays = None
         self._deadlines.clear()
 
     def handle_accepted(self, event: BuildAccepted) -> None:
@@ -148,6 +180,11 @@ class Builder:
         circuit = self._builds.get(event.build)
         if circuit is not None:
             self.fail(circuit, event.message, now)
+
+    def handle_relays(self) -> None:
+        """There is a snapshot to select relays from: whoever waited for one has its turn."""
+        for state in list(self._unplanned):
+            self.want(state)
 
     def handle_network_ready(self) -> None:
         """Waiting any longer is of no use: Tor says that circuits can be built."""
@@ -177,15 +214,18 @@ class Builder:
 
     # --- one circuit ---------------------------------------------------------------------------------------
 
-    def finish(self, circuit: Circuit) -> None:
+    def finish(self, circuit: Circuit, *, now: float) -> None:
         """The circuit is BUILT."""
+        circuit.slot.tally.built += 1
+        self.tally.builds.observe(now - (circuit.deadline - BUILD_TIMEOUT_SECONDS))
         circuit.slot.building = None
         self._under_way -= 1
-        for state in [state for state in self._backing_off if state.slot.path is None]:
+        for state in [state for state in self._backing_off if not isinstance(state.slot.path, tuple)]:
             self.want(state)
 
     def fail(self, circuit: Circuit, reason: str, now: float) -> None:
         """The circuit under way will not be BUILT."""
+        circuit.slot.tally.build_failures += 1
         self.forget(circuit)
         self.back_off(circuit.slot, f"circuit {circuit.label} could not be built ({reason})", now)
 
@@ -215,8 +255,8 @@ class Builder:
             AssertionError: It does not.
         """
         for state in slots:
-            is_cared_for = state.retry_at is not None or state in self._wanted or not state.needs_build()
-            assert is_cared_for or not self._is_connected
+            is_waiting = state.retry_at is not None or state in self._wanted or state in self._unplanned
+            assert is_waiting or not state.needs_build() or not self._is_connected
         under_way = sum(1 for state in slots if state.building is not None)
         assert self._under_way == under_way <= MAX_PARALLEL_BUILDS
         for circuit_id, circuit in self.by_id.items():

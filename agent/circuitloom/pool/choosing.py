@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 
-from circuitloom.balancing import CHOOSERS, Chooser, ConnectTime, Sticky
+from circuitloom.balancing import CHOOSERS, NOTHING, Chooser, ConnectTime, Sticky
 from circuitloom.model import StreamEvent
 from circuitloom.policy.types import Balance, Policy, StickyBy
 
@@ -71,8 +71,10 @@ class Choosers:
             return self._all.choose({*exclude, *(self._of.keys() - among)}, now=now, sticky=sticky)
         return chooser.choose(exclude, now=now, sticky=sticky)
 
-    def has_any(self, among: frozenset[str] | None) -> bool:
-        """Whether there is a candidate among these."""
+    def has_any(self, among: frozenset[str] | None, exclude: frozenset[str] = NOTHING) -> bool:
+        """Whether there is a candidate among these (None: all) that is not excluded."""
+        if exclude:
+            return any(name in self._of for name in (among or self._of.keys()) - exclude)
         return bool(self._of) if among is None else not among.isdisjoint(self._of)
 
 

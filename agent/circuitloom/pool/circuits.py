@@ -14,11 +14,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
-from circuitloom.health import Ejector
+from circuitloom.health import Alarm
 from circuitloom.model import Action, CircuitEvent, CircuitId, CircuitStatus, Purpose, RecordedCircuit
+from circuitloom.policy.health import PanicAction
 from circuitloom.policy.types import Policy, Role, Slot
 from circuitloom.pool.builder import Builder
 from circuitloom.pool.isolation import UNKNOWN_KEY, IsolationKey
+from circuitloom.pool.rotation import Rotation
 from circuitloom.pool.slots import Circuit, CircuitState, SlotState
 from circuitloom.pool.succession import Succession
 
@@ -37,6 +39,7 @@ class Circuits(Succession):
         slots: The slots of the policy that this key gets.
         drained: Names of slots that take no new streams now.
         builder: Asks Tor for circuits.
+        rotation: Looks after their age and use.
         emit: Takes each action, in order.
 
     Attributes:
@@ -58,9 +61,10 @@ class Circuits(Succession):
         number: int,
         drained: Collection[str],
         builder: Builder,
+        rotation: Rotation,
         emit: Callable[[Action], None],
     ) -> None:
-        super().__init__(policy, drained=drained, builder=builder, emit=emit)
+        super().__init__(policy, drained=drained, builder=builder, rotation=rotation, emit=emit)
         self.number = number
         self.key: IsolationKey | None = None
         # Nobody waits for circuits that only another controller can build.
@@ -70,7 +74,7 @@ class Circuits(Succession):
         self.streams = 0
         self.idle_since = 0.0
         self.is_watched = False
-        self.slots = {slot.name: SlotState(slot, self) for slot in slots}
+        self.slots = {slot.name: SlotState(slot, self, builder.tally.of(slot.name)) for slot in slots}
         self._slots_changed()
 
     # --- what the pool asks --------------------------------------------------------------------------------
@@ -81,14 +85,14 @@ class Circuits(Succession):
         return cost_of(state.slot for state in self.slots.values())
 
     @property
-    def members(self) -> Collection[Circuit]:
-        """All that Tor has given an id, those that drain as well."""
-        return self._members.keys()
-
-    @property
     def draining(self) -> list[Circuit]:
         """Circuits that take no more streams and still have some."""
         return [circuit for circuit in self._members if circuit.state is CircuitState.DRAINING]
+
+    @property
+    def members(self) -> Collection[Circuit]:
+        """Every circuit that Tor has given an id, until its end."""
+        return self._members.keys()
 
     @property
     def is_gone(self) -> bool:
@@ -201,8 +205,7 @@ class Circuits(Succession):
             is_doubtful = isolates and circuit.key is None and circuit.purpose is Purpose.GENERAL
             if is_doubtful and circuit.state is CircuitState.BUILT:
                 circuit.state = CircuitState.DRAINING
-                if circuit.slot.circuit is circuit:
-                    self._vacate(circuit.slot)
+                self._vacate(circuit.slot)
         for state in self.slots.values():
             state.failures = 0
             self._builder.want(state)
@@ -237,7 +240,7 @@ class Circuits(Succession):
             case CircuitStatus.BUILT:
                 if circuit.state is CircuitState.LAUNCHED:
                     circuit.path = event.path
-                    self._builder.finish(circuit)
+                    self._builder.finish(circuit, now=now)
                     self._serve(circuit, "built", now=now)
                     self.is_cold = self.is_cold and not self.is_ready
             case CircuitStatus.FAILED | CircuitStatus.CLOSED:
@@ -289,11 +292,18 @@ class Circuits(Succession):
             self._builder.want(state)
 
     def renew(self, name: str | None = None) -> None:
-        """Replace every circuit, or the one of this name, each when its successor is BUILT."""
+        """Replace every circuit, or the one of this name, each when its successor is BUILT.
+
+        The successor of an adopted circuit is the next one that is adopted, unless the agent is to build it.
+        """
         for state in self.slots.values():
             if state.is_ours_to_build and name in {None, state.slot.name}:
                 state.is_outdated = state.circuit is not None
+                if name is not None and state.circuit is not None:
+                    self._rotation.end(state.circuit)
                 self._builder.want(state)
+            elif state.circuit is not None and name is None:
+                self._say(f"circuit {state.circuit.label} serves on until another is adopted, or it closes")
 
     def handle_drained(self) -> None:
         """Other slots than before are drained now."""
@@ -304,6 +314,7 @@ class Circuits(Succession):
         """No stream of this key comes any more: what runs finishes, nothing is built."""
         self.is_retired = True
         self._ejector.keep(())
+        self._alarm = Alarm(None)
         for state in self.slots.values():
             self._builder.unwant(state)
         outgoing, self._outgoing = self._outgoing, {}
@@ -317,13 +328,15 @@ class Circuits(Succession):
         """Keep what both policies name, build what is new, drain what is gone."""
         self._min_active = policy.failover.min_active
         self._policy = policy
-        if policy.health.eject != self._ejector.rule:
-            self._ejector = Ejector(policy.health.eject)
+        self._replace_health(policy.health)
         old = {name: circuit.slot for name, circuit in self._outgoing.items()} | self.slots
         self._outgoing = {}
         self.slots = {}
         for slot in slots:
-            state = old.pop(slot.name, None) or SlotState(slot, self)
+            tally = self._builder.tally.of(slot.name)
+            state = old.pop(slot.name, None) or SlotState(slot, self, tally)
+            # One that was on its way out may come back to a name whose numbers were forgotten meanwhile.
+            state.tally = tally
             is_moved = _origin(state.slot) != _origin(slot)
             state.has_adopted = state.has_adopted and slot.adopt is not None
             state.slot = slot
@@ -343,6 +356,7 @@ class Circuits(Succession):
         self._slots_changed()
         self._restart_chooser()
         self._dismiss_outgoing()
+        self._review(self.slots.values())
         for state in self.slots.values():
             if state.retry_at is None:
                 self._builder.want(state)
@@ -360,6 +374,7 @@ class Circuits(Succession):
             assert circuit.circuit_id is not None
             assert self._builder.by_id[circuit.circuit_id] is circuit
             assert circuit.state is not CircuitState.CLOSED
+            assert (circuit.state is CircuitState.BUILT) == (circuit.slot.circuit is circuit)
             assert circuit.streams == streams.get(circuit, 0)
             assert circuit.is_candidate == self._may_serve(circuit)
             if circuit.is_candidate and self.key is not None:
@@ -375,6 +390,12 @@ class Circuits(Succession):
         assert self.backup_built == roles.count(Role.BACKUP)
         assert not built or roles, "all are ejected"
         self._ejector.check_invariants()
+        if self._alarm.rule is not None:
+            assert self._alarm.is_on == (len(roles) < self._alarm.rule.threshold * len(built))
+        if self.panic is PanicAction.ALL:
+            assert all(circuit.is_candidate == self._may_serve(circuit) for circuit in self._ejector.out)
+        elif self.panic is not None:
+            assert not self.has_room(None)
         assert all(circuit in self._ejector for circuit in built)
 
 

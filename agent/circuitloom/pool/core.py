@@ -23,6 +23,7 @@ from circuitloom.model import (
     BuildAccepted,
     BuildRefused,
     CircuitAdopted,
+    CircuitBandwidth,
     CircuitEvent,
     CircuitId,
     CircuitOrdered,
@@ -39,12 +40,14 @@ from circuitloom.model import (
     Reserved,
     Severity,
     SignalReceived,
+    StillWaiting,
     StopRequested,
     StreamEvent,
     StreamId,
     TakeOver,
     TakeOverRefused,
 )
+from circuitloom.paths import Relays
 from circuitloom.policy.types import Policy, WhenContended, WhenExceeded, WhenNone
 from circuitloom.pool.adoption import place_for
 from circuitloom.pool.attacher import Attacher
@@ -54,9 +57,12 @@ from circuitloom.pool.contention import PAUSE_SECONDS, Contention
 from circuitloom.pool.decisions import Decisions, Explanation, candidates
 from circuitloom.pool.keys import Keys
 from circuitloom.pool.orders import carry_out
+from circuitloom.pool.planner import Planner
 from circuitloom.pool.probes import Probes
+from circuitloom.pool.rotation import Rotation
 from circuitloom.pool.slots import Circuit, SlotState
-from circuitloom.pool.snapshot import PoolSnapshot, snapshot_circuits
+from circuitloom.pool.snapshot import PoolSnapshot, count_guards, panic_notice, snapshot_circuits
+from circuitloom.pool.tally import Tally
 
 TAKE_OVER_RETRY_SECONDS = 10.0
 """Tor refuses SETCONF of this option only in a state that does not pass in a moment."""
@@ -86,13 +92,27 @@ class Pool:
     def __init__(self, policy: Policy, *, uniform: Callable[[], float], now: float) -> None:
         self._policy = policy
         self._actions: list[Action] = []
-        self._builder = Builder(policy.failover.rebuild, uniform=uniform, emit=self._emit)
-        self._keys = Keys(policy, builder=self._builder, emit=self._emit)
+        self._planner = Planner(policy.diversity, uniform=uniform)
+        self._builder = Builder(
+            policy.failover.rebuild, uniform=uniform, planner=self._planner, emit=self._emit
+        )
+        self._rotation = Rotation(policy.rotation, uniform=uniform)
+        self._keys = Keys(policy, builder=self._builder, rotation=self._rotation, emit=self._emit)
         self._attacher = Attacher(
-            policy, keys=self._keys, builder=self._builder, emit=self._emit, on_foreign=self._on_foreign
+            policy,
+            keys=self._keys,
+            builder=self._builder,
+            rotation=self._rotation,
+            emit=self._emit,
+            on_foreign=self._on_foreign,
         )
         self._probes = Probes(
-            policy, keys=self._keys, uniform=uniform, emit=self._emit, on_change=self._attacher.reshuffle
+            policy,
+            keys=self._keys,
+            rotation=self._rotation,
+            uniform=uniform,
+            emit=self._emit,
+            on_change=self._attacher.reshuffle,
         )
         self._contention = Contention()
         self._on_stream = self._attacher.on_stream
@@ -102,9 +122,11 @@ class Pool:
         self._take_over_at: float | None = None
         self._dispatch: dict[type[Any], Callable[[Any, float], None]] = {
             CircuitEvent: self._on_circuit,
+            CircuitBandwidth: self._on_bandwidth,
             ConfChanged: self._on_conf_changed,
             SignalReceived: self._on_signal,
             NetworkReady: self._on_network_ready,
+            StillWaiting: self._on_still_waiting,
             Connected: self._on_connected,
             Disconnected: self._on_disconnected,
             BuildAccepted: self._on_build_accepted,
@@ -134,7 +156,7 @@ class Pool:
         """
         actions: list[Action] = []
         self._actions = actions
-        self._attacher.now = now
+        self._attacher.now = self._rotation.now = now
         self._probes.set_time(now)
         if isinstance(event, StreamEvent):
             if not (self._probes.is_on and self._probes.take(event)):
@@ -183,13 +205,27 @@ class Pool:
         self._actions = actions
         self._policy = policy
         self._attacher.replace_policy(policy)
-        self._attacher.now = now
+        self._attacher.now = self._rotation.now = now
         self._probes.set_time(now)
+        self._planner.diversity = policy.diversity
         self._keys.replace_policy(policy)
+        self._rotation.replace_rule(policy.rotation, self._builder.by_id.values())
         self._probes.replace_policy(policy)
         self._contention.begin_anew()
         if self._take_over_at == FOR_EVER:
             self._take_over_at = None
+        self._evaluate(now)
+        self._decisions.remember(actions, now)
+        return actions
+
+    def renew_relays(self, relays: Relays, *, now: float) -> list[Action]:
+        """Go on with another snapshot of the consensus; what waits for one is built."""
+        actions: list[Action] = []
+        self._actions = actions
+        self._attacher.now = now
+        self._planner.relays = relays
+        self._builder.handle_relays()
+        self._keys.renew_relays()
         self._evaluate(now)
         self._decisions.remember(actions, now)
         return actions
@@ -204,6 +240,11 @@ class Pool:
         is_connected = self._attachment in {Attachment.RELEASED, Attachment.BALANCING}
         return built_circuits(self._keys) if is_connected else {}
 
+    @property
+    def is_of_probe(self) -> bool:
+        """Whether the last event was of a probe's stream, which is no user's."""
+        return self._probes.has_taken
+
     def is_probed(self, circuit_id: CircuitId) -> bool:
         """Whether the circuit's last probe passed, or the policy has none."""
         circuit = self._builder.by_id.get(circuit_id)
@@ -213,6 +254,7 @@ class Pool:
         """Replace a circuit, make before break; nothing happens if it is not ours any more."""
         actions: list[Action] = []
         self._actions = actions
+        self._attacher.now = self._rotation.now = now
         circuit = self._builder.by_id.get(circuit_id)
         if circuit is not None:
             circuit.slot.owner.condemn(circuit, now=now)
@@ -242,9 +284,24 @@ class Pool:
             attached_total=self._attacher.attached_total,
             released_total=self._attacher.released_total,
             failed_total=self._attacher.failed_total,
-            notice=self._contention.notice,
+            notice=self._contention.notice or panic_notice(self._keys),
+            streams_queued=self._attacher.queued,
             probe_problem=self._probes.problem,
         )
+
+    def guards(self) -> tuple[int, ...]:
+        """How many built circuits begin at each first relay, the most first."""
+        return count_guards(self._keys)
+
+    @property
+    def tally(self) -> Tally:
+        """What has happened so far; only to be read."""
+        return self._builder.tally
+
+    @property
+    def attached_total(self) -> int:
+        """Attachments so far."""
+        return self._attacher.attached_total
 
     @property
     def claims(self) -> int:
@@ -270,6 +327,7 @@ class Pool:
             [state for circuits in self._keys.all for state in circuits.slots.values()]
         )
         self._probes.check_invariants()
+        self._rotation.check_invariants(self._builder.by_id.values())
         assert self._attacher.is_in_charge == self.is_in_charge
         waiting = self._attacher.waiting
         if self._attachment in {Attachment.RELEASED, Attachment.STOPPING}:
@@ -280,11 +338,12 @@ class Pool:
                 if stream.wait_until is None:
                     assert self._policy.failover.when_none is WhenNone.HOLD
                     assert owner is not None
-                    assert not owner.is_usable_among(stream.among)
+                    assert not owner.is_usable_among(stream.among, stream.target)
                 elif owner is None:
                     assert self._policy.balance.keys.when_exceeded is WhenExceeded.QUEUE
                 else:
-                    assert owner.is_cold or (stream.is_queued and not owner.has_room(stream.among))
+                    is_queued = stream.is_queued and not owner.has_room(stream.among, stream.target)
+                    assert owner.is_cold or is_queued
 
     def _emit(self, action: Action) -> None:
         self._actions.append(action)
@@ -298,6 +357,11 @@ class Pool:
             circuit.slot.owner.handle_event(circuit, event, now=now)
             self._keys.sweep()
 
+    def _on_bandwidth(self, event: CircuitBandwidth, _now: float) -> None:
+        circuit = self._builder.by_id.get(event.circuit_id)
+        if circuit is not None:
+            self._rotation.count_bytes(circuit, event.read_bytes + event.written_bytes)
+
     def _on_build_accepted(self, event: BuildAccepted, _now: float) -> None:
         self._builder.handle_accepted(event)
 
@@ -306,6 +370,10 @@ class Pool:
 
     def _on_network_ready(self, _event: NetworkReady, _now: float) -> None:
         self._builder.handle_network_ready()
+        self._attacher.doubt_anew()
+
+    def _on_still_waiting(self, event: StillWaiting, _now: float) -> None:
+        self._attacher.handle_still_waiting(event)
 
     def _on_attach_refused(self, event: AttachRefused, _now: float) -> None:
         if not self._probes.handle_refused(event):
@@ -362,6 +430,7 @@ class Pool:
         self._attacher.release_waiting(why)
 
     def _on_conf_changed(self, event: ConfChanged, now: float) -> None:
+        self._rotation.handle_conf_changed(event.values, self._builder.by_id.values())
         if not self.is_in_charge or event.values.get(LEAVE_UNATTACHED, "1") not in {"0", None}:
             return
         if self._contention.reset(now):
@@ -454,14 +523,14 @@ class Pool:
         self._builder.handle_connected()
         self._keys.handle_connected(there, secret=event.secret)
         for line in event.streams:
-            self._attacher.adopt(line)
+            self._attacher.adopt(line, is_held=event.leave_unattached)
         self._keys.recounted(now=now)
+        self._rotation.handle_connected(event.max_dirtiness_seconds, self._builder.by_id.values())
         self._enter(Attachment.RELEASED, now)
         self._builder.fill(now)
         if self._keys.is_ready:
             return
-        # Somebody before us may have left streams waiting, whatever the option says now (tor-facts 4), and
-        # no circuit of ours can take them soon. For a stream that Tor serves already this is refused.
+        # Somebody before us left streams waiting, and no circuit of ours can take them soon.
         if event.leave_unattached:
             self._emit(GiveBack())
-        self._attacher.release_waiting("it waited before we came")
+            self._attacher.release_waiting("it waited before we came")

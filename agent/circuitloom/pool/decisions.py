@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from circuitloom.health import HELD
 from circuitloom.model import Action, AttachStream, CloseStream, ReleaseStream
+from circuitloom.policy.health import PanicAction
 from circuitloom.policy.types import Role
 from circuitloom.pool.circuits import Circuits
 from circuitloom.pool.slots import SlotState
@@ -127,7 +128,8 @@ def _candidate(state: SlotState, circuits: Circuits, stream: Stream | None, now:
     circuit = state.circuit
     circuit_id = circuit.circuit_id if circuit is not None else None
     is_tried = stream is not None and circuit_id in stream.tried
-    takes_streams = circuit is not None and circuit.is_candidate and not is_tried
+    is_refusing = stream is not None and state.slot.name in circuits.refusing(stream.target)
+    takes_streams = circuit is not None and circuit.is_candidate and not is_tried and not is_refusing
     return Candidate(
         name=state.slot.name,
         key=circuits.number,
@@ -135,21 +137,33 @@ def _candidate(state: SlotState, circuits: Circuits, stream: Stream | None, now:
         streams=circuit.streams if circuit is not None else 0,
         max_streams=state.slot.max_streams,
         takes_streams=takes_streams,
-        why="could not connect this stream" if is_tried else _why(state, circuits, now),
+        why=_against(is_tried=is_tried, is_refusing=is_refusing) or _why(state, circuits, now),
     )
+
+
+def _against(*, is_tried: bool, is_refusing: bool) -> str:
+    if is_tried:
+        return "could not connect this stream"
+    return "its exit refuses the port of this stream" if is_refusing else ""
 
 
 def _why(state: SlotState, circuits: Circuits, now: float) -> str:
     if state.circuit is None:
         return "is being built" if state.retry_at is None else "waits to be built again"
     if state.circuit.is_candidate:
-        return "takes streams in its turn"
+        return "takes streams in its turn" + (", until its successor is built" if state.is_outdated else "")
+    return _why_not(state, circuits, circuits.ejected_until(state.circuit), now)
+
+
+def _why_not(state: SlotState, circuits: Circuits, ejected_until: float | None, now: float) -> str:
     if state.slot.name in circuits.drained:
         return "drained by the operator"
-    until = circuits.ejected_until(state.circuit)
-    if until is not None:
-        rest = f"ejected for {max(0.0, until - now):.0f} s more: streams in a row failed on it"
-        return "down: its last probes failed" if until == HELD else rest
+    if circuits.panic in {PanicAction.TOR, PanicAction.HOLD}:
+        return "too few circuits are healthy, so none takes streams"
+    if ejected_until == HELD and circuits.panic is None:
+        return "down: its last probes failed"
+    if ejected_until is not None and circuits.panic is None:
+        return f"ejected for {max(0.0, ejected_until - now):.0f} s more: streams in a row failed on it"
     if state.slot.role is Role.BACKUP and not circuits.backups_serve:
         return "backup, and enough active circuits are there"
     return "full"

@@ -14,7 +14,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from circuitloom.model import TOR_CHOOSES, Action, Purpose
+from circuitloom.model import TOR_CHOOSES, Action, Announce, CloseCircuit, Purpose, Severity
+from circuitloom.policy.health import PanicAction
 from circuitloom.policy.types import (
     ColdStart,
     Overflow,
@@ -30,8 +31,9 @@ from circuitloom.pool.builder import Builder
 from circuitloom.pool.circuits import Circuits
 from circuitloom.pool.ejections import Ejections
 from circuitloom.pool.keys import Keys
+from circuitloom.pool.rotation import Rotation
 from circuitloom.pool.slots import Circuit
-from circuitloom.pool.streams import Stream
+from circuitloom.pool.streams import Stream, StreamState
 from circuitloom.pool.table import StreamTable
 
 _NO_RESOLVE = "only Tor's own circuits resolve names under purpose controller"
@@ -44,6 +46,7 @@ class Dispatcher(StreamTable):
         policy: What to do.
         keys: Circuits by key.
         builder: Circuits by id.
+        rotation: Looks after their age and use.
         emit: Takes each action, in order.
 
     Attributes:
@@ -51,9 +54,15 @@ class Dispatcher(StreamTable):
     """
 
     def __init__(
-        self, policy: Policy, *, keys: Keys, builder: Builder, emit: Callable[[Action], None]
+        self,
+        policy: Policy,
+        *,
+        keys: Keys,
+        builder: Builder,
+        rotation: Rotation,
+        emit: Callable[[Action], None],
     ) -> None:
-        super().__init__(policy, keys=keys, builder=builder, emit=emit)
+        super().__init__(policy, keys=keys, builder=builder, rotation=rotation, emit=emit)
         self._blame = Blame()
         self._ejections = Ejections(emit)
         self.is_in_charge = False
@@ -67,14 +76,16 @@ class Dispatcher(StreamTable):
         """Give the places that became free to those that have waited longest."""
         freed, self.freed = self.freed, []
         for circuit in freed:
-            owner = circuit.slot.owner
-            while circuit.is_candidate:
-                stream = self._queues.first(owner, circuit.slot.slot.name)
-                if stream is None:
-                    break
-                self.serve(stream)
-                if stream.is_queued:
-                    break
+            while circuit.is_candidate and self._serve_first(circuit):
+                pass
+
+    def _serve_first(self, circuit: Circuit) -> bool:
+        """Serve who has waited longest for the circuit; whether somebody has left the queue by that."""
+        stream = self._queues.first(circuit)
+        if stream is None:
+            return False
+        self.serve(stream)
+        return not stream.is_queued
 
     def release_waiting(self, why: str) -> None:
         """Hand all that wait to Tor."""
@@ -88,6 +99,7 @@ class Dispatcher(StreamTable):
         deadlines = (
             self.waiting.next_deadline(),
             self._ejections.next_deadline(),
+            self._rotation.next_deadline(),
             None if patience is None or sent_at is None else sent_at + patience,
         )
         return min((deadline for deadline in deadlines if deadline is not None), default=None)
@@ -95,6 +107,8 @@ class Dispatcher(StreamTable):
     def handle_deadline(self) -> None:
         """Those that waited long enough are Tor's; those that no circuit answered try another."""
         self._ejections.handle_deadline(now=self.now)
+        for circuit in self._rotation.overdue():
+            self._cut(circuit)
         patience = self.policy.failover.redispatch_seconds
         if patience is not None:
             for stream in self._unanswered.overdue(sent_before=self.now - patience):
@@ -145,8 +159,8 @@ class Dispatcher(StreamTable):
         if dead_on and stream.failures:
             self._give_up(stream)
             return
-        circuit = circuits.candidate(dead_on, stream.among) or circuits.choose(
-            stream.tried, now=self.now, sticky=stream.sticky, among=stream.among
+        circuit = circuits.candidate(dead_on, stream.among, stream.target) or circuits.choose(
+            stream.tried, now=self.now, sticky=stream.sticky, among=stream.among, target=stream.target
         )
         if circuit is not None and stream.is_resolve and circuit.purpose is Purpose.CONTROLLER:
             # Built under another policy, or made so by another controller.
@@ -158,11 +172,19 @@ class Dispatcher(StreamTable):
 
     def _miss(self, stream: Stream, circuits: Circuits) -> None:
         """No circuit can take the stream now."""
-        if circuits.is_usable_among(stream.among):
-            if stream.tried and circuits.has_room(stream.among):
+        if circuits.panic is PanicAction.TOR:
+            self._release(stream, "too few circuits are healthy")
+        elif circuits.panic is PanicAction.HOLD or circuits.is_usable_among(stream.among, stream.target):
+            if stream.tried and circuits.has_room(stream.among, stream.target):
                 self._release(stream, "no other circuit can take it")
             else:
                 self._queue(stream, circuits)
+        elif circuits.is_usable_among(stream.among):
+            # To hold it is of no use: the circuits are there, and none of them leads where it goes.
+            if self.policy.failover.when_none is WhenNone.TOR:
+                self._release(stream, "every exit refuses its port")
+            else:
+                self._close(stream, "every exit refuses its port")
         else:
             match self.policy.failover.when_none:
                 case WhenNone.TOR:
@@ -174,7 +196,8 @@ class Dispatcher(StreamTable):
                     self._close(stream, "no circuit is usable")
 
     def _queue(self, stream: Stream, circuits: Circuits) -> None:
-        """All circuits that may take the stream are full."""
+        """All circuits that may take the stream are full, or none may take any for a while."""
+        is_panic = circuits.panic is PanicAction.HOLD
         balance = self.policy.balance
         if not stream.is_held:
             # It was there before us, and Tor may be choosing for it already: a place in the queue is for
@@ -182,9 +205,9 @@ class Dispatcher(StreamTable):
             self._release(stream, "all circuits are full")
             return
         match balance.when_full:
-            case WhenFull.TOR:
+            case WhenFull.TOR if not is_panic:
                 self._release(stream, "all circuits are full")
-            case WhenFull.REJECT:
+            case WhenFull.REJECT if not is_panic:
                 self._close(stream, "all circuits are full")
             case _ if self._queues.add(stream, circuits, length=balance.queue.length):
                 # Whichever has room next may take it, also one that was tried.
@@ -221,7 +244,11 @@ class Dispatcher(StreamTable):
         circuit_id = circuit.circuit_id or TOR_CHOOSES
         circuit.connect_time.penalise(self.now)
         other = circuits.choose(
-            (*stream.tried, circuit_id), now=self.now, sticky=stream.sticky, among=stream.among
+            (*stream.tried, circuit_id),
+            now=self.now,
+            sticky=stream.sticky,
+            among=stream.among,
+            target=stream.target,
         )
         if other is None or other.purpose is not Purpose.CONTROLLER:
             return
@@ -229,8 +256,26 @@ class Dispatcher(StreamTable):
         self._count_failure(stream)
         stream.failures += 1
         stream.tried = (*stream.tried, circuit_id)
+        self._tally.redispatches += 1
         self._take_off(stream)
         self._attach(stream, other)
+
+    def _cut(self, circuit: Circuit) -> None:
+        """Close a circuit whose time to drain is over, with its streams.
+
+        Not while one is on its way: it would fail, and once it is answered, or detached, it does not have to.
+        """
+        if any(
+            stream.circuit is circuit and stream.state is StreamState.ATTACHED
+            for stream in self.streams.values()
+        ):
+            self._rotation.postpone(circuit)
+        elif circuit.circuit_id is not None:
+            self._rotation.cut(circuit)
+            left = "1 stream" if circuit.streams == 1 else f"{circuit.streams} streams"
+            message = f"circuit {circuit.label} is closed with {left}: its time to drain is over"
+            self._emit(Announce(Severity.INFO, message))
+            self._emit(CloseCircuit(circuit.circuit_id, is_forced=True))
 
     def _accuse(self, stream: Stream, circuit: Circuit) -> None:
         """The stream failed on the circuit: find out whose fault that is."""

@@ -40,6 +40,7 @@ class Ejections:
         until = owner.fail(circuit, now=now)
         if until is None:
             return False
+        circuit.slot.tally.ejections += 1
         heappush(self._returns, (until, next(self._numbers), owner))
         what = f"circuit {circuit.label} ejected for {until - now:g} s: streams in a row failed on it"
         self._emit(Announce(Severity.WARNING, what))

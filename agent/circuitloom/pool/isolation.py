@@ -54,13 +54,19 @@ def isolation_key(event: StreamEvent) -> IsolationKey | None:
     if names is None:
         return None
     fields = _split(names) if len(names) <= MAX_FIELDS_CHARACTERS else _split.__wrapped__(names)
-    return IsolationKey(fields, tuple([_value(event, field) for field in fields]))
+    told = event.keywords.get
+    values = [_value(event, field) if field in _DERIVED else told(field) for field in fields]
+    return IsolationKey(fields, tuple(values))
 
 
 @lru_cache(maxsize=64)
 def _split(names: str) -> tuple[str, ...]:
     """The fields in one order; a Tor has one set of them for each of its listeners."""
     return tuple(sorted(name for name in names.split(",") if name))
+
+
+_DERIVED = frozenset({"CLIENTADDR", "DESTADDR", "DESTPORT"})
+"""Fields that have no keyword of their own."""
 
 
 def _value(event: StreamEvent, field: str) -> str | None:
@@ -70,6 +76,4 @@ def _value(event: StreamEvent, field: str) -> str | None:
         return None if source is None else source.rpartition(":")[0]
     if field == "DESTADDR":
         return event.target.rpartition(":")[0].lower()
-    if field == "DESTPORT":
-        return event.target.rpartition(":")[2]
-    return event.keywords.get(field)
+    return event.target.rpartition(":")[2]

@@ -7,7 +7,8 @@ Rules of this file:
 * No key is begun that would take all keys together above ``max_circuits``.
 * A new identity (NEWNYM) is a new key for all streams to come: fresh circuits are built at once, and the
   old ones end with their streams.
-* Without isolation there is one key for all.
+* Without isolation there is one key for all; a new identity renews its circuits, each when its successor is
+  there: of an adopted one that is the next to be adopted.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from circuitloom.pool.builder import Builder
 from circuitloom.pool.circuits import Circuits, cost_of
 from circuitloom.pool.isolation import ONE_FOR_ALL, IsolationKey
 from circuitloom.pool.records import digest_of, fits, is_left, is_same, key_left, record
+from circuitloom.pool.rotation import Rotation
 from circuitloom.pool.slots import SlotState
 
 
@@ -38,6 +40,7 @@ class Keys:
     Args:
         policy: What to keep.
         builder: Asks Tor for circuits.
+        rotation: Looks after their age and use.
         emit: Takes each action, in order.
 
     Attributes:
@@ -45,9 +48,12 @@ class Keys:
         claims: How often a key got circuits, or used one first; with each, ``records`` has changed.
     """
 
-    def __init__(self, policy: Policy, *, builder: Builder, emit: Callable[[Action], None]) -> None:
+    def __init__(
+        self, policy: Policy, *, builder: Builder, rotation: Rotation, emit: Callable[[Action], None]
+    ) -> None:
         self._policy = policy
         self._builder = builder
+        self._rotation = rotation
         self._emit = emit
         self._by_key: dict[IsolationKey, Circuits] = {}
         self._unclaimed: Circuits | None = None
@@ -127,10 +133,6 @@ class Keys:
     def add_stream(self, circuits: Circuits) -> None:
         """One more stream has this key."""
         circuits.streams += 1
-
-    def count_claim(self) -> None:
-        """A key used one of its circuits first."""
-        self.claims += 1
 
     def remove_stream(self, circuits: Circuits, *, now: float) -> None:
         """One stream less has this key; after the last one its circuits are kept for a while."""
@@ -237,6 +239,11 @@ class Keys:
                 self._retire(circuits)
         self._replenish()
 
+    def renew_relays(self) -> None:
+        """Another snapshot of the consensus is there."""
+        for circuits in self.all:
+            circuits.renew_relays()
+
     def drain(self, name: str) -> None:
         """Circuits of this name take no new streams, of any key."""
         self._drained.add(name)
@@ -270,6 +277,7 @@ class Keys:
         """Apply a new policy to every key's circuits; another isolation begins with fresh ones."""
         is_same = policy.balance.isolation is self._policy.balance.isolation
         self._policy = policy
+        self._builder.tally.keep({slot.name for slot in policy.slots})
         self._builder.rebuild = policy.failover.rebuild
         for circuits in list(self):
             if is_same:
@@ -308,6 +316,7 @@ class Keys:
             number=self._numbers,
             drained=self._drained,
             builder=self._builder,
+            rotation=self._rotation,
             emit=self._emit,
         )
         self._numbers += 1

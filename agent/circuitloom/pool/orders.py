@@ -52,9 +52,7 @@ def carry_out(
             keys.replace_policy(policy)
             message = f"circuit {name} has weight {event.weight} until the next reload"
         case Order.ROTATE:
-            for circuits in keys:
-                circuits.renew(name)
-            message = f"circuit {name} is replaced as the operator asked, make before break"
+            message = _rotate(name, keys)
         case _:
             named = [circuit for circuit in builder.by_id.items() if circuit[1].slot.slot.name == name]
             for circuit_id, circuit in named:
@@ -65,3 +63,12 @@ def carry_out(
                 message = f"circuit {name} stays where another controller built it: that one may close it"
     emit(Announce(Severity.INFO, message))
     return policy
+
+
+def _rotate(name: str, keys: Keys) -> str:
+    for circuits in keys:
+        circuits.renew(name)
+    states = [circuits.slots[name] for circuits in keys if name in circuits.slots]
+    if states and not any(state.is_ours_to_build for state in states):
+        return f"circuit {name} is another controller's to build: adopt one to replace it"
+    return f"circuit {name} is replaced as the operator asked, make before break"

@@ -29,6 +29,7 @@ from circuitloom.policy.probing import Probe
 from circuitloom.policy.types import Isolation, Policy
 from circuitloom.pool.keys import Keys
 from circuitloom.pool.records import is_left
+from circuitloom.pool.rotation import Rotation
 from circuitloom.pool.slots import Circuit, CircuitState
 from circuitloom.pool.trials import Trial, Trials
 
@@ -44,27 +45,34 @@ class Probes:
     Args:
         policy: What to do.
         keys: All circuits.
+        rotation: Looks after their age and use.
         uniform: Gives a random number in [0, 1).
         emit: Takes each action, in order.
         on_change: Called when a circuit was taken out or in.
+
+    Attributes:
+        has_taken: Whether the last event was of a probe's stream.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - each by name, and none can be made from another
         self,
         policy: Policy,
         *,
         keys: Keys,
+        rotation: Rotation,
         uniform: Callable[[], float],
         emit: Callable[[Action], None],
         on_change: Callable[[], None],
     ) -> None:
         self._policy = policy
         self._keys = keys
+        self._rotation = rotation
         self._uniform = uniform
         self._emit = emit
         self._on_change = on_change
-        self._trials = Trials(emit=emit, on_outcome=self._on_outcome, on_claim=keys.count_claim)
+        self._trials = Trials(emit=emit, on_outcome=self._on_outcome, on_attach=self._on_attach)
         self._now = 0.0
+        self.has_taken = False
         self._is_in_charge = False
         self._numbers = 0
         self._known: dict[Circuit, None] = {}
@@ -78,6 +86,7 @@ class Probes:
     def set_time(self, now: float) -> None:
         """The time (seconds of the pool's clock), before each event."""
         self._now = self._trials.now = now
+        self.has_taken = False
 
     @property
     def is_on(self) -> bool:
@@ -146,7 +155,8 @@ class Probes:
 
     def take(self, event: StreamEvent) -> bool:
         """Whether the stream is a probe's; then nobody else has to hear of it."""
-        return self._trials.take(event)
+        self.has_taken = self._trials.take(event)
+        return self.has_taken
 
     def handle_started(self, event: ProbeStarted) -> None:
         """The request of a probe leaves."""
@@ -179,7 +189,7 @@ class Probes:
         self._scan_at = self._now
         self._due.clear()
         self._has_told_unfit = False
-        self._trials.begin_anew(self._rule, isolates=self._isolates)
+        self._trials.begin_anew(self._rule)
         if self._rule is not None:
             self._targets = Targets(self._rule)
 
@@ -247,6 +257,16 @@ class Probes:
         verdict = check.verdict
         if verdict is not None:
             self._conclude(circuit, checkup, verdict)
+
+    def _on_attach(self, trial: Trial) -> None:
+        """For Tor it is a stream like any other: with a key, and the first one begins the circuit's end."""
+        circuit = trial.circuit
+        self._rotation.use(circuit)
+        if circuit.key is None:
+            circuit.key = circuit.slot.owner.key
+            self._keys.claims += 1
+        if not self._isolates:
+            circuit.carried = trial.identity
 
     # --- what comes of it ----------------------------------------------------------------------------------
 

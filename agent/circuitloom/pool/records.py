@@ -16,6 +16,7 @@ import hashlib
 from collections.abc import Iterable
 
 from circuitloom.model import CircuitEvent, CircuitStatus, Purpose, RecordedCircuit
+from circuitloom.policy.path_types import PathRules
 from circuitloom.policy.types import Slot
 from circuitloom.pool.circuits import Circuits
 from circuitloom.pool.isolation import ONE_FOR_ALL, IsolationKey
@@ -88,4 +89,6 @@ def fits(record: RecordedCircuit, line: CircuitEvent, slot: Slot, *, isolates: b
     if record.is_adopted:
         return slot.adopt is not None and is_sure
     is_ours_to_build = slot.adopt is None or slot.adopt.rebuild
-    return is_ours_to_build and purpose == slot.purpose and slot.path in {None, record.path} and is_sure
+    # Rules of a path can be judged only when the relays are known; until then the circuit serves.
+    is_as_asked = isinstance(slot.path, PathRules) or slot.path in {None, record.path}
+    return is_ours_to_build and purpose == slot.purpose and is_as_asked and is_sure

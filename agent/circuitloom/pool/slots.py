@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING
 from circuitloom.balancing import ConnectTime
 from circuitloom.checks import Checkup
 from circuitloom.model import CircuitId, Hop, Purpose
+from circuitloom.paths import PortPolicy
 from circuitloom.policy.types import Slot
 from circuitloom.pool.isolation import IsolationKey
+from circuitloom.pool.tally import CircuitTally, Histogram
 
 if TYPE_CHECKING:
     from circuitloom.pool.circuits import Circuits
@@ -25,6 +27,27 @@ class CircuitState(StrEnum):
     CLOSED = "closed"
 
 
+@dataclass(slots=True)
+class Wear:
+    """How much a circuit has served; ``Rotation`` keeps it.
+
+    Attributes:
+        lot: Drawn for it, in [0, 1): by how much it is replaced before others; None: not yet.
+        used_since: When its first stream came (seconds of the pool's clock).
+        streams_total: Streams that we attached to it.
+        bytes_total: What it has carried, as far as Tor told it.
+        is_spent: Whether that is enough.
+        drains_since: Since when it takes no more streams (seconds of the pool's clock).
+    """
+
+    lot: float | None = None
+    used_since: float | None = None
+    streams_total: int = 0
+    bytes_total: int = 0
+    is_spent: bool = False
+    drains_since: float | None = None
+
+
 @dataclass(slots=True, eq=False)
 class Circuit:
     """One circuit that we asked Tor for, or that another controller built for us.
@@ -35,16 +58,19 @@ class Circuit:
         deadline: While LAUNCHED, when the build is given up (seconds of the pool's clock).
         circuit_id: Tor's id; None until EXTENDCIRCUIT is answered.
         state: Where it is in its life.
-        path: Its relays, once Tor told them.
+        path: Its relays, once Tor told them, or as they were selected.
         created: Tor's TIME_CREATED; with id and path it tells this circuit from a later one with the same id.
         built_at: When it was BUILT (seconds of the pool's clock).
         streams: How many streams are on it, whoever attached them.
         is_candidate: Whether it is in the chooser.
         key: The key of the first stream on it, whoever attached that; None before.
         connect_time: How long it takes to connect a stream.
+        connects: The same, of all streams so far.
         purpose: What Tor says that it is.
         failed_targets: Destinations that failed on it since one was connected; kept by ``Blame``.
         is_adopted: Whether another controller built it; then that one closes it, and we never do.
+        wear: How much it has served.
+        exit_ports: Which ports its exit accepts; None: not known.
         probes: How many of our probes' streams are on it; they are not among ``streams``.
         checkup: What its probes found; kept by ``Probes``.
         carried: Under ``isolation: none``, while circuits are probed: the isolation of its first stream.
@@ -62,12 +88,19 @@ class Circuit:
     is_candidate: bool = False
     key: IsolationKey | None = None
     connect_time: ConnectTime = field(default_factory=ConnectTime)
+    connects: Histogram = field(default_factory=Histogram)
     purpose: Purpose = Purpose.GENERAL
     failed_targets: set[str] = field(default_factory=set, repr=False)
     is_adopted: bool = False
+    wear: Wear = field(default_factory=Wear)
+    exit_ports: PortPolicy | None = None
     probes: int = 0
     checkup: Checkup | None = None
     carried: IsolationKey | None = None
+
+    def refuses(self, port: int) -> bool:
+        """Whether its exit is known to refuse a port."""
+        return self.exit_ports is not None and not self.exit_ports.accepts(port)
 
     @property
     def label(self) -> str:
@@ -82,6 +115,7 @@ class SlotState:
     Attributes:
         slot: What the policy says.
         owner: The circuits of the key that the slot is for.
+        tally: What has happened under its name, of every key.
         circuit: The circuit that serves, if any.
         building: The circuit under way, if any.
         is_outdated: Whether ``circuit`` was built for a path that the policy no longer names.
@@ -94,6 +128,7 @@ class SlotState:
 
     slot: Slot
     owner: Circuits
+    tally: CircuitTally
     circuit: Circuit | None = None
     building: Circuit | None = None
     is_outdated: bool = False

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, field
 
 from circuitloom.checks import Checkup
 from circuitloom.health import HELD
+from circuitloom.policy.health import PanicAction
 from circuitloom.pool.circuits import Circuits
 from circuitloom.pool.keys import Keys
 from circuitloom.pool.slots import Circuit, CircuitState, SlotState
+from circuitloom.pool.tally import Histogram
+from circuitloom.pool.tiers import PANIC_WORDS
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +55,7 @@ class CircuitSnapshot:
         weight_share: Its part of the weights of its tier and key, 0 to 1.
         key: The number of the isolation key that it is for, from 0.
         is_adopted: Whether another controller built it, or has to.
+        connects: How long streams on the circuit took to connect.
         probe: What its probes found; None: nothing is probed, or there is no circuit.
     """
 
@@ -69,6 +74,7 @@ class CircuitSnapshot:
     weight_share: float
     key: int
     is_adopted: bool = False
+    connects: Histogram = field(default_factory=Histogram)
     probe: ProbeSnapshot | None = None
 
 
@@ -76,7 +82,10 @@ class CircuitSnapshot:
 class PoolSnapshot:
     """The whole pool; times are seconds.
 
-    ``notice`` tells of another controller, ``probe_problem`` why probes do not work.
+    Attributes:
+        streams_queued: Those of the waiting that wait for room.
+        notice: Tells of another controller, or of a panic.
+        probe_problem: Tells why probes do not work.
     """
 
     state: str
@@ -90,7 +99,17 @@ class PoolSnapshot:
     released_total: int
     failed_total: int
     notice: str = ""
+    streams_queued: int = 0
     probe_problem: str = ""
+
+
+def panic_notice(keys: Keys) -> str:
+    """What the status says while some key has too few healthy circuits; else nothing."""
+    panics = [circuits.panic for circuits in keys if circuits.panic is not None]
+    if not panics:
+        return ""
+    whose = "1 key has" if len(panics) == 1 else f"{len(panics)} keys have"
+    return f"{whose} too few healthy circuits, {PANIC_WORDS[panics[0]]}"
 
 
 def snapshot_circuits(keys: Keys, *, now: float) -> tuple[CircuitSnapshot, ...]:
@@ -109,6 +128,17 @@ def snapshot_circuits(keys: Keys, *, now: float) -> tuple[CircuitSnapshot, ...]:
         for circuit in circuits.draining
     ]
     return tuple(snapshots)
+
+
+def count_guards(keys: Keys) -> tuple[int, ...]:
+    """How many built circuits begin at each first relay, the most first."""
+    guards = Counter(
+        circuit.path[0].fingerprint
+        for circuits in keys.all
+        for circuit in circuits.members
+        if circuit.path and circuit.state is not CircuitState.LAUNCHED
+    )
+    return tuple(count for _, count in guards.most_common())
 
 
 def _snapshot_key(circuits: Circuits, now: float) -> list[CircuitSnapshot]:
@@ -133,8 +163,9 @@ def _snapshot_key(circuits: Circuits, now: float) -> list[CircuitSnapshot]:
 
 
 def _weight(state: SlotState) -> int:
-    """What counts of its weight: nothing while it is drained or ejected."""
-    is_out = state.slot.name in state.owner.drained or _word(state) in {"ejected", "down"}
+    """What counts of its weight: nothing while it is drained, or out and there is no panic."""
+    is_away = _word(state) in {"ejected", "down"} and state.owner.panic is not PanicAction.ALL
+    is_out = state.slot.name in state.owner.drained or is_away
     return 0 if is_out else state.slot.weight
 
 
@@ -169,6 +200,7 @@ def _snapshot(
         weight_share=shares[1],
         key=state.owner.number,
         is_adopted=not state.is_ours_to_build if circuit is None else circuit.is_adopted,
+        connects=circuit.connects if circuit else Histogram(),
         probe=_snapshot_probe(circuit.checkup, now) if circuit and circuit.checkup else None,
     )
 

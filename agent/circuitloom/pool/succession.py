@@ -8,6 +8,9 @@ Rules of this file:
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+
+from circuitloom.policy.path_types import PathRules
 from circuitloom.pool.slots import Circuit, CircuitState, SlotState
 from circuitloom.pool.tiers import Tiers
 
@@ -19,8 +22,23 @@ class Succession(Tiers):
         policy: What to keep.
         drained: Names of slots that take no new streams now.
         builder: Knows the circuits by id.
+        rotation: Looks after their age and use.
         emit: Takes each action, in order.
     """
+
+    def rotate(self, circuit: Circuit, why: str) -> None:
+        """The circuit has served enough: have its successor built, and this one serve until then.
+
+        Args:
+            circuit: Which; one that is on its way out already is left to that.
+            why: What to say.
+        """
+        state = circuit.slot
+        is_replaced = state.is_outdated or not (state.is_ours_to_build and self._is_kept(state))
+        if circuit is state.circuit and not is_replaced:
+            state.is_outdated = True
+            self._say(f"circuit {circuit.label} is replaced, make before break: {why}")
+            self._builder.want(state)
 
     def _serve(self, circuit: Circuit, what: str, *, now: float) -> None:
         """The circuit is BUILT: it takes the slot, and whichever had it drains.
@@ -33,6 +51,8 @@ class Succession(Tiers):
         state = circuit.slot
         circuit.state = CircuitState.BUILT
         circuit.built_at = now
+        self._rotation.begin(circuit)
+        circuit.exit_ports = self._builder.planner.exit_ports(circuit.path)
         predecessor, state.circuit, state.is_outdated = state.circuit, circuit, False
         names = ", ".join(hop.nickname or hop.fingerprint[:8] for hop in circuit.path)
         self._say(f"circuit {circuit.label} {what}: {names}")
@@ -45,11 +65,42 @@ class Succession(Tiers):
         if predecessor is not None:
             self._drain(predecessor)
         self._dismiss_outgoing()
+        # Whoever was planned beside the others is judged alone; one that came otherwise may clash with any.
+        is_planned = isinstance(state.slot.path, PathRules) and not circuit.is_adopted
+        self._review([state] if is_planned else self.slots.values())
+
+    def _review(self, states: Iterable[SlotState]) -> None:
+        """Replace those circuits that are not, or no longer, what the rules of their paths ask for."""
+        for state in states:
+            circuit = state.circuit
+            if circuit is None or state.is_outdated or not self._builder.planner.is_broken(state):
+                continue
+            self._say(f"circuit {circuit.label} is not what its path asks for now, building another")
+            state.is_outdated = True
+            self._builder.want(state)
+
+    def renew_relays(self) -> None:
+        """Another snapshot of the consensus is there."""
+        for circuit in self._members:
+            known = self._builder.planner.exit_ports(circuit.path)
+            circuit.exit_ports = circuit.exit_ports if known is None else known
+        self._refusals.forget()
+        self._review(self.slots.values())
+
+    def all_circuits(self) -> Iterator[Circuit]:
+        """Every circuit that there is in Tor, or that Tor was asked for."""
+        yield from self._members
+        yield from (
+            state.building
+            for state in self.slots.values()
+            if state.building is not None and state.building not in self._members
+        )
 
     def _drain(self, circuit: Circuit) -> None:
         """No new streams; those on it finish, then it is closed."""
         was_serving = circuit.slot.circuit is circuit
         circuit.state = CircuitState.DRAINING
+        self._rotation.drain(circuit)
         if was_serving:
             self._vacate(circuit.slot)
         self._leave(circuit)

@@ -25,6 +25,7 @@ from circuitloom.pool.isolation import ONE_FOR_ALL, UNKNOWN_KEY, IsolationKey
 from circuitloom.pool.keys import Keys
 from circuitloom.pool.queues import Queues
 from circuitloom.pool.retries import Unanswered
+from circuitloom.pool.rotation import Rotation
 from circuitloom.pool.slots import Circuit, CircuitState
 from circuitloom.pool.streams import Stream, StreamState
 from circuitloom.pool.waiting import Waiting
@@ -37,6 +38,7 @@ class StreamTable:
         policy: What to do.
         keys: Circuits by key.
         builder: Circuits by id.
+        rotation: Looks after their age and use.
         emit: Takes each action, in order.
 
     Attributes:
@@ -53,12 +55,20 @@ class StreamTable:
     """
 
     def __init__(
-        self, policy: Policy, *, keys: Keys, builder: Builder, emit: Callable[[Action], None]
+        self,
+        policy: Policy,
+        *,
+        keys: Keys,
+        builder: Builder,
+        rotation: Rotation,
+        emit: Callable[[Action], None],
     ) -> None:
         self.policy = policy
         self._keys = keys
         self._builder = builder
+        self._rotation = rotation
         self._emit = emit
+        self._tally = builder.tally
         self._unanswered = Unanswered()
         self._queues = Queues()
         self.now = 0.0
@@ -81,6 +91,11 @@ class StreamTable:
         self._queues.clear()
         self.freed.clear()
         self._unanswered.clear()
+
+    @property
+    def queued(self) -> int:
+        """How many wait for room on a circuit."""
+        return len(self._queues)
 
     def check_invariants(self, counts: dict[Circuit, int]) -> None:
         """Assert what must always hold, and count the streams of each circuit; for tests.
@@ -112,6 +127,10 @@ class StreamTable:
         return ONE_FOR_ALL if self.policy.balance.isolation is Isolation.NONE else None
 
     def _attach(self, stream: Stream, circuit: Circuit) -> None:
+        if stream.state is StreamState.WAITING:
+            self._tally.waits.observe(self.now - stream.held_at)
+        if stream.failures:
+            self._tally.retries += 1
         self._queues.remove(stream)
         self.waiting.remove(stream)
         stream.state = StreamState.ATTACHED
@@ -120,6 +139,7 @@ class StreamTable:
         self._unanswered.begin(stream, circuit, now=self.now, is_timed=self._may_redispatch(circuit))
         state = circuit.slot
         state.attached_total += 1
+        state.tally.attached += 1
         self.attached_total += 1
         if circuit.key is None:
             circuit.key = stream.key
@@ -127,6 +147,8 @@ class StreamTable:
         circuit.carried = circuit.carried or stream.identity
         state.owner.add_stream(circuit)
         self._emit(AttachStream(stream.stream_id, circuit.circuit_id or TOR_CHOOSES, state.slot.name))
+        self._rotation.use(circuit)
+        self._rotation.count_stream(circuit)
 
     def _wait(self, stream: Stream) -> None:
         """Hold the stream until what it needs is there, within bounds."""
@@ -141,6 +163,7 @@ class StreamTable:
     def _close(self, stream: Stream, why: str) -> None:
         self._take_off(stream)
         stream.state = StreamState.RELEASED
+        self._tally.closed += 1
         self._emit(CloseStream(stream.stream_id, why))
 
     def _place(self, stream: Stream, circuit_id: CircuitId, *, is_news: bool = True) -> None:
@@ -160,6 +183,7 @@ class StreamTable:
             stream.circuit = circuit
             circuit.carried = circuit.carried or stream.identity
             circuit.slot.owner.add_stream(circuit)
+            self._rotation.use(circuit)
             if self.policy.balance.isolation is Isolation.TOR and (is_news or circuit.key is None):
                 # What was there before us Tor judged by the streams that were there, so it has their key.
                 circuit.slot.owner.mark(circuit, stream.key or UNKNOWN_KEY)
@@ -184,10 +208,15 @@ class StreamTable:
             self._keys.remove_stream(stream.owner, now=self.now)
             stream.owner = None
 
-    def _count_failure(self, stream: Stream) -> None:
+    def _count_failure(self, stream: Stream, *, is_final: bool = False) -> None:
         if stream.circuit is not None:
-            stream.circuit.slot.failed_total += 1
+            slot = stream.circuit.slot
+            slot.failed_total += 1
             self.failed_total += 1
+            if is_final:
+                slot.tally.failed += 1
+            else:
+                slot.tally.detached += 1
 
     def _may_redispatch(self, circuit: Circuit) -> bool:
         """Whether a stream on its way over this circuit may be moved, by the policy and without loss."""

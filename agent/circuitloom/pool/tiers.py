@@ -5,6 +5,7 @@ Rules of this file:
 * A circuit is in the chooser exactly while it may take a stream: BUILT, below its limit, in a tier in use.
 * Backup circuits serve while fewer active ones than the floor are BUILT and not ejected, and no longer.
 * Of the circuits that count in a tier at least one is not ejected, so there is always one that may serve.
+* In a panic (too few of them healthy) either ejected circuits serve as well, or none does until it is over.
 * A slot for an adopted circuit is not in the floor, so nobody waits for it; a circuit in it counts.
 """
 
@@ -12,12 +13,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable
 
-from circuitloom.health import HELD, Ejector
+from circuitloom.health import HELD, Alarm, Ejector
 from circuitloom.model import Action, Announce, CircuitId, Severity
-from circuitloom.policy.types import Policy, Role
+from circuitloom.policy.health import PanicAction
+from circuitloom.policy.types import Health, Policy, Role
 from circuitloom.pool.builder import Builder
 from circuitloom.pool.choosing import Choosers
+from circuitloom.pool.refusals import Refusals, port_of
+from circuitloom.pool.rotation import Rotation
 from circuitloom.pool.slots import Circuit, CircuitState, SlotState
+
+PANIC_WORDS = {
+    PanicAction.ALL: "ejected ones take streams as well",
+    PanicAction.TOR: "streams are left to Tor",
+    PanicAction.HOLD: "streams wait",
+}
 
 
 class Tiers:
@@ -27,6 +37,7 @@ class Tiers:
         policy: What to keep.
         drained: Names of slots that take no new streams now.
         builder: Knows the circuits by id.
+        rotation: Looks after their age and use.
         emit: Takes each action, in order.
 
     Attributes:
@@ -42,15 +53,19 @@ class Tiers:
         *,
         drained: Collection[str],
         builder: Builder,
+        rotation: Rotation,
         emit: Callable[[Action], None],
     ) -> None:
         self.drained = drained
         self._builder = builder
+        self._rotation = rotation
         self._emit = emit
         self._min_active = policy.failover.min_active
         self._policy = policy
         self._chooser = Choosers(policy, builder.uniform)
         self._ejector = Ejector[Circuit](policy.health.eject)
+        self._alarm = Alarm(policy.health.panic)
+        self._refusals = Refusals()
         self.slots: dict[str, SlotState] = {}
         self._outgoing: dict[str, Circuit] = {}
         self._members: dict[Circuit, None] = {}
@@ -73,21 +88,33 @@ class Tiers:
         """Whether at least one circuit that may serve is BUILT, full or not."""
         return self.active_built > 0 or (self.backups_serve and self.backup_built > 0) or bool(self._outgoing)
 
-    def is_usable_among(self, names: frozenset[str] | None) -> bool:
-        """Whether at least one of these circuits (None: of all) that may serve is BUILT, full or not."""
+    def is_usable_among(self, names: frozenset[str] | None, target: str = "") -> bool:
+        """Whether one of these circuits (None: of all) may serve a stream to a target, full or not."""
+        refusing = self.refusing(target)
+        if refusing:
+            serving = frozenset((*self.slots, *self._outgoing)).difference(self.drained)
+            names = (serving if names is None else names) - refusing
         if names is None:
             return self.is_usable
         return any(
             (state := self.slots.get(name)) is not None
             and state.circuit is not None
-            and state.circuit not in self._ejector.out
+            and not self._is_out(state.circuit)
             and (state.slot.role is Role.ACTIVE or self.backups_serve)
             for name in names
         ) or not names.isdisjoint(self._outgoing)
 
-    def has_room(self, names: frozenset[str] | None) -> bool:
-        """Whether at least one of these circuits (None: of all) may take a stream."""
-        return self._chooser.has_any(names)
+    def has_room(self, names: frozenset[str] | None, target: str = "") -> bool:
+        """Whether at least one of these circuits (None: of all) may take a stream to a target now."""
+        return self._chooser.has_any(names, self.refusing(target))
+
+    def queue_port(self, target: str) -> int:
+        """The port by which streams have to be told apart while they wait for room; 0: none."""
+        return port_of(target) if self._refusals.are_there(self._members) else 0
+
+    def refusing(self, target: str) -> frozenset[str]:
+        """Names of the circuits whose exits are known to refuse the port of a target."""
+        return self._refusals.to(target, self._members)
 
     def choose(
         self,
@@ -96,6 +123,7 @@ class Tiers:
         now: float,
         sticky: str | None = None,
         among: frozenset[str] | None = None,
+        target: str = "",
     ) -> Circuit | None:
         """The circuit for the next stream, or None when there is none below its limit.
 
@@ -104,8 +132,10 @@ class Tiers:
             now: The time (seconds of the pool's clock).
             sticky: Streams with the same value go to one circuit, if the policy asks for that.
             among: Names of the only circuits that may be chosen; None: all.
+            target: Where it goes (``host:port``): exits that refuse its port are not chosen.
         """
-        exclude = [
+        exclude = list(self.refusing(target))
+        exclude += [
             circuit.slot.slot.name
             for circuit_id in tried
             if (circuit := self._builder.by_id.get(CircuitId(circuit_id))) and circuit.is_candidate
@@ -116,20 +146,30 @@ class Tiers:
         state = self.slots.get(name)
         return self._outgoing[name] if state is None else state.circuit
 
-    def candidate(self, circuit_ids: Collection[CircuitId], among: frozenset[str] | None) -> Circuit | None:
+    def candidate(
+        self, circuit_ids: Collection[CircuitId], among: frozenset[str] | None, target: str = ""
+    ) -> Circuit | None:
         """One of these that may take a stream, without a turn of the chooser; None if none may.
 
         Args:
             circuit_ids: Of the circuits.
             among: Names of the only circuits that may be taken; None: all.
+            target: Where the stream goes.
         """
+        refusing = self.refusing(target)
         for circuit_id in circuit_ids:
             circuit = self._builder.by_id.get(circuit_id)
             if circuit is None or not circuit.is_candidate or circuit.slot.owner is not self:
                 continue
-            if among is None or circuit.slot.slot.name in among:
+            name = circuit.slot.slot.name
+            if name not in refusing and (among is None or name in among):
                 return circuit
         return None
+
+    @property
+    def panic(self) -> PanicAction | None:
+        """What streams do because too few circuits are healthy; None: there are enough."""
+        return self._alarm.action
 
     # --- health --------------------------------------------------------------------------------------------
 
@@ -183,6 +223,30 @@ class Tiers:
         """
         return self._ejector.until(circuit)
 
+    def _replace_health(self, health: Health) -> None:
+        """The policy says something else of health now; ``_restart_chooser`` has to follow."""
+        if health.eject != self._ejector.rule:
+            self._ejector = Ejector(health.eject)
+        if health.panic != self._alarm.rule:
+            self._alarm = Alarm(health.panic)
+
+    def _is_out(self, circuit: Circuit) -> bool:
+        return circuit in self._ejector.out and self.panic is not PanicAction.ALL
+
+    def _watch_health(self) -> None:
+        """Circuits came, went, or were ejected: too few of them may be healthy now, or enough again."""
+        members = len(self._ejector)
+        healthy = members - len(self._ejector.out)
+        if not self._alarm.count(healthy=healthy, members=members):
+            return
+        for circuit in self._members:
+            self._offer(circuit)
+        if self._alarm.action is None:
+            self._say(f"enough circuits are healthy again: {healthy} of {members}")
+        else:
+            what = f"only {healthy} of {members} circuits are healthy: {PANIC_WORDS[self._alarm.action]}"
+            self._emit(Announce(Severity.WARNING, what))
+
     def _readmit(self, circuits: Iterable[Circuit]) -> None:
         for circuit in circuits:
             self._tiers_changed(circuit.slot, +1)
@@ -224,7 +288,8 @@ class Tiers:
             circuit.state is CircuitState.BUILT
             and circuit.streams < slot.max_streams
             and slot.name not in self.drained
-            and circuit not in self._ejector.out
+            and not self._is_out(circuit)
+            and self.panic in {None, PanicAction.ALL}
             and (slot.role is Role.ACTIVE or self.backups_serve or slot.name in self._outgoing)
         )
 
@@ -248,15 +313,19 @@ class Tiers:
 
     def _join(self, circuit: Circuit) -> None:
         """The circuit serves in its slot from now on."""
+        self._refusals.forget()
         if self._is_kept(circuit.slot) and self._counts(circuit.slot):
             self._ejector.add(circuit)
         self._tiers_changed(circuit.slot, +1)
 
     def _leave(self, circuit: Circuit) -> None:
         """The circuit serves no longer; of fewer circuits fewer may be ejected."""
+        self._refusals.forget()
         was_ejected = circuit in self._ejector.out
         back = self._ejector.remove(circuit)
-        if not was_ejected:
+        if was_ejected:
+            self._watch_health()
+        else:
             self._tiers_changed(circuit.slot, -1)
         self._readmit(back)
 
@@ -273,10 +342,12 @@ class Tiers:
             for other in self.slots.values():
                 if other.slot.role is Role.BACKUP and other.circuit is not None:
                     self._offer(other.circuit)
+        self._watch_health()
 
     def _restart_chooser(self) -> None:
         """Start fair again, after weights, limits, tiers or the algorithm changed."""
         self._chooser = Choosers(self._policy, self._builder.uniform)
+        self._refusals.forget()
         built = [state.circuit for state in self.slots.values() if state.circuit and self._counts(state)]
         back = self._ejector.keep(built)
         roles = [circuit.slot.slot.role for circuit in built if circuit not in self._ejector.out]
@@ -284,6 +355,8 @@ class Tiers:
         self.backup_built = roles.count(Role.BACKUP)
         for circuit in self._members:
             circuit.is_candidate = False
+        self._watch_health()
+        for circuit in self._members:
             self._offer(circuit)
         for circuit in back:
             self._say(f"circuit {circuit.label} takes streams again")

@@ -109,7 +109,7 @@ class Trials:
         emit: Takes each action, in order.
         on_outcome: Takes each trial, once, when its outcome is known: it answered, it failed, or (None) it
             tells nothing.
-        on_claim: Called when a trial is the first stream on a circuit.
+        on_attach: Called with each trial that goes to its circuit now.
 
     Attributes:
         now: The time (seconds of the pool's clock), set before each event.
@@ -122,13 +122,12 @@ class Trials:
         *,
         emit: Callable[[Action], None],
         on_outcome: Callable[[Trial, bool | None], None],
-        on_claim: Callable[[], None],
+        on_attach: Callable[[Trial], None],
     ) -> None:
         self._emit = emit
         self._on_outcome = on_outcome
-        self._on_claim = on_claim
+        self._on_attach = on_attach
         self._rule: Probe | None = None
-        self._isolates = True
         self._allowance = Allowance(None, now=0.0)
         self._numbers = 0
         self._queue: deque[Trial] = deque()
@@ -146,10 +145,9 @@ class Trials:
         """Whether Tor may still tell of a stream."""
         return bool(self._streams)
 
-    def begin_anew(self, rule: Probe | None, *, isolates: bool) -> None:
+    def begin_anew(self, rule: Probe | None) -> None:
         """Another policy holds; nothing is under way."""
         self._rule = rule
-        self._isolates = isolates
         self._allowance = Allowance(rule.budget_bytes if rule else None, now=self.now)
         self.problem = ""
 
@@ -323,11 +321,7 @@ class Trials:
                 # It may be somebody else's after all, and then it must not wait for nobody.
                 self._emit(AttachProbe(stream_id, TOR_CHOOSES))
             return
-        if circuit.key is None:
-            circuit.key = circuit.slot.owner.key
-            self._on_claim()
-        if not self._isolates:
-            circuit.carried = trial.identity
+        self._on_attach(trial)
         trial.is_attached = trial.is_pinned = True
         circuit.probes += 1
         self._emit(AttachProbe(stream_id, circuit.circuit_id or TOR_CHOOSES))

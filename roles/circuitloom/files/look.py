@@ -20,6 +20,7 @@ second and more; this answers for twenty of them. The paths are those of vars/ma
     releases        [{"name": ..., "complete": ..., "at": seconds since the epoch}]
     agents          unit -> whether it runs, of every agent that comes back with the host
     record          name -> text of what the role noted about itself
+    textfiles       path -> target of the links to metrics that it noted
 """
 
 from __future__ import annotations
@@ -156,6 +157,9 @@ def main() -> None:
             if path.is_dir()
         ],
         "agents": dict.fromkeys(agents, False) | dict.fromkeys(running(agents), True),
+        "textfiles": {
+            path: link_of(Path(path)) for path in (text_of(PREFIX / "record/textfiles") or "").split()
+        },
         "record": {path.name: text_of(path) for path in PREFIX.glob("record/*")},
     }
     sys.stdout.write(json.dumps(found) + "\n")

@@ -11,7 +11,7 @@ set -eu
 suite=$1 root=$2 mirror=$3 security=${4:-}
 
 # What the role may install on a host, and nothing else: a package the role forgets to ask for is then missing.
-offline="tor python3-stem python3-yaml python3-jsonschema python3-sdnotify python3-venv"
+offline="tor python3-stem python3-yaml python3-jsonschema python3-prometheus-client python3-sdnotify python3-venv"
 
 # python3-apt is what Ansible's apt module speaks through; everything else is a bare server with SSH.
 debootstrap --variant=minbase \

@@ -83,8 +83,9 @@ class Host:
             ),
             *(f"--hostname={self.name}", "--boot"),
             f"--network-namespace-path={self.lab.namespace(self.name)}",
-            # A real host has it, and systemd needs it for PrivateNetwork=; the namespace is its own.
-            "--capability=CAP_NET_ADMIN",
+            # A real host has these, and systemd needs them for PrivateNetwork= and IPAddressDeny=; namespace
+            # and control group are the host's own.
+            *("--capability=CAP_NET_ADMIN,CAP_BPF", "--system-call-filter=bpf"),
             *("--register=no", "--keep-unit", "--console=pipe", "--resolv-conf=off", "--timezone=off"),
         ]
         # Where this machine has the old cgroup trees, a host still gets the one a real Debian has.

@@ -53,6 +53,10 @@ class Ejector(Generic[Member]):
         """Whether the member counts."""
         return member in self._members
 
+    def __len__(self) -> int:
+        """How many members count."""
+        return len(self._members)
+
     @property
     def out(self) -> Collection[Member]:
         """Who is out, those that went first at the front."""
