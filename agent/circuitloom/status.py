@@ -146,7 +146,7 @@ def _probe_lines(document: Mapping[str, Any]) -> list[str]:
             names = reasons.setdefault(circuit["probe"]["why_not"], [])
             if circuit["name"] not in names:
                 names.append(circuit["name"])
-    lines = [f"probes do not work: {probes['problem']}"] if probes["problem"] else []
+    lines = [f"probes: {probes['problem']}"] if probes["problem"] else []
     return lines + [f"not probed: {', '.join(names)}: {why}" for why, names in reasons.items()]
 
 

@@ -218,7 +218,24 @@ class PoolMachine(RuleBasedStateMachine):
     @rule(data=st.data(), outcome=st.sampled_from([*ProbeOutcome, ProbeOutcome.ANSWERED]))
     def end_probe(self, data: st.DataObject, outcome: ProbeOutcome) -> None:
         """A probe ends: answered if Tor can be brought to it, else as its connection likes."""
-        number = data.draw(st.sampled_from(sorted(self.probes)))
+        self.finish_probe(data.draw(st.sampled_from(sorted(self.probes))), outcome)
+
+    @precondition(lambda self: self.is_connected and self.policy.health.probe is not None)
+    @rule(outcome=st.sampled_from([ProbeOutcome.ANSWERED, ProbeOutcome.FAILED]), user=st.sampled_from("ab"))
+    def check_circuits(self, outcome: ProbeOutcome, user: str) -> None:
+        """Circuits that have carried a stream are probed for a while, with one outcome."""
+        self.drain()
+        self.tor.open_stream(user=user)
+        for _ in range(6):
+            self.drain()
+            self.now += 15.0
+            self.give(DeadlinePassed())
+            self.drain()
+            while self.probes:
+                self.finish_probe(min(self.probes), outcome)
+                self.drain()
+
+    def finish_probe(self, number: int, outcome: ProbeOutcome) -> None:
         stream_id = self.probes.pop(number)
         stream = None if stream_id is None else self.tor.streams.get(stream_id)
         if outcome is ProbeOutcome.ANSWERED and (

@@ -764,5 +764,6 @@ def test_a_spent_budget_makes_checks_late() -> None:
 
     edge.pass_time(1700)
     assert len(edge.probed) == 2
+    assert driver.snapshot().probe_problem == "late, because the budget of bytes is used up"
     edge.pass_time(200)
     assert len(edge.probed) == 3

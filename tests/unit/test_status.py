@@ -187,7 +187,7 @@ def test_probes_are_told_circuit_by_circuit() -> None:
         "-",
     ]
     assert lines[-2:] == [
-        "probes do not work: unix:/s: Connection refused",
+        "probes: unix:/s: Connection refused",
         "not probed: e: it has carried no stream yet",
     ]
 

@@ -37,6 +37,7 @@ MAX_SCAN_SECONDS = 2.0
 """How late a new circuit may be found at most; looking at a thousand circuits takes a millisecond."""
 
 UNUSED = "it has carried no stream yet"
+LATE = "late, because the budget of bytes is used up"
 
 
 class Probes:
@@ -95,8 +96,8 @@ class Probes:
 
     @property
     def problem(self) -> str:
-        """Why probes do not work, in words; empty: they do."""
-        return self._trials.problem
+        """Why probes do not work, or come late, in words; empty: they do not."""
+        return self._trials.problem or ("" if self._trials.open_at is None else LATE)
 
     def is_passed(self, circuit: Circuit) -> bool:
         """Whether the circuit's last check passed, or nothing is probed."""
