@@ -25,6 +25,7 @@ from typing import Any
 
 from circuitloom.accepting import accept_clients, tell_fault
 from circuitloom.errors import AdminError, CannotCreate, reason_of
+from circuitloom.kinds import Kind
 
 SOCKET_MODE = 0o660
 """Who may use the group of the agent may ask it; nobody else."""
@@ -187,7 +188,7 @@ class AdminServer:
                 self._followers.add(writer)
                 return {"command": _EVENTS}
             if name in self._changing:
-                _log.info("%s was asked for by %s", name, _peer(writer))
+                _log.info("%s was asked for by %s", name, _peer(writer), extra={"kind": Kind.ORDERED})
             answer = self._commands[name](request)
             return await answer if isinstance(answer, Awaitable) else answer
         except AdminError as error:

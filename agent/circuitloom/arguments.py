@@ -29,11 +29,23 @@ _LOAD = Load()
 _DURATION = re.compile("[0-9]{1,6}(ms|s|m|h)", re.ASCII)
 
 _EPILOG = """\
-exit codes (sysexits.h): 0 done, 64 wrong arguments, 65 a recording makes no sense,
-69 Tor or the agent does not answer, 70 a fault of circuitloom, 71 no file descriptor is left,
-73 a socket or file cannot be made, 77 Tor refuses us, 78 the policy has faults.
+exit codes (sysexits.h):
+  0  done                              71  no file descriptor is left
+  64 wrong arguments                   73  a socket or file cannot be made
+  65 a recording makes no sense        74  the ledger cannot be read
+  69 Tor or the agent does not answer  77  Tor, or the file system, refuses us
+  70 a fault of circuitloom            78  the policy has faults
 
 A first try, without touching this machine's Tor:   circuitloom demo
+"""
+
+_STATUS_EPILOG = """\
+columns:
+  STATE    built, building, backoff (waits to be built again), drained (by you),
+           draining (its streams finish), ejected (rests after failures), idle
+  OPEN     streams on it now; TOTAL: attached since the start; FAILED: of these
+  SHARE    its part of the streams of its key; WEIGHT: its part of the weights
+  P50 P99  what half of its streams, and all but a hundredth, took to connect
 """
 
 
@@ -126,6 +138,9 @@ def _add_orders(commands: Any) -> None:  # noqa: ANN401 - argparse's class of it
     )
     explain.add_argument("stream", metavar="STREAM_ID", nargs="?", help="Tor's id of the stream")
     explain.add_argument("--json", action="store_true", help="print the whole document, for programs")
+    explain.add_argument(
+        "--destinations", action="store_true", help="show where the streams go, if the policy's log may"
+    )
     _add_socket(explain)
     explain.set_defaults(command="explain")
     events = commands.add_parser(
@@ -250,6 +265,8 @@ def parser() -> argparse.ArgumentParser:
         "status",
         help="show circuits, shares and streams of the running agent",
         description="Ask the running agent over its admin socket.",
+        epilog=_STATUS_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     how = status.add_mutually_exclusive_group()
     how.add_argument("--json", action="store_true", help="print the whole document, for programs")

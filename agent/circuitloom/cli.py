@@ -19,7 +19,6 @@ import logging
 import os
 import random
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -50,6 +49,7 @@ from circuitloom.service import Service
 from circuitloom.session import connect_once
 from circuitloom.state import state_directory
 from circuitloom.status import explanation_text, plan_text, status_table
+from circuitloom.watching import watch
 
 EX_OSERR = 71
 
@@ -58,8 +58,6 @@ LOOP_DESCRIPTORS = 3
 
 RELEASE_SECONDS = 10.0
 """systemd waits for ExecStopPost=; a Tor that hangs must not make it wait long."""
-
-WATCH_SECONDS = 1.0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -219,7 +217,10 @@ def _reload(options: argparse.Namespace) -> int:
 
 
 def _explain(options: argparse.Namespace) -> int:
-    answer = ask(_admin_path(options), {"command": "explain", "stream": options.stream})
+    answer = ask(
+        _admin_path(options),
+        {"command": "explain", "stream": options.stream, "destinations": options.destinations},
+    )
     print(json.dumps(answer, indent=2) if options.json else explanation_text(answer))
     return 0
 
@@ -233,7 +234,7 @@ def _events(options: argparse.Namespace) -> int:
 def _status(options: argparse.Namespace) -> int:
     path = _admin_path(options)
     if options.watch:
-        return _watch(path)
+        watch(lambda: _status_text(path, ask(path, {"command": "status"})))
     document = ask(path, {"command": "status"})
     print(json.dumps(document, indent=2) if options.json else _status_text(path, document))
     return 0
@@ -244,25 +245,6 @@ def _status_text(path: str, document: Mapping[str, Any]) -> str:
         return status_table(document)
     except (KeyError, TypeError):
         raise AdminError(f"{path}: what answers there is no circuitloom of this version") from None
-
-
-def _watch(path: str) -> int:
-    """Show the status anew every second until interrupted, also over a restart of the agent."""
-    try:
-        # Only a person who watches needs it.
-        from rich.live import Live  # noqa: PLC0415
-        from rich.text import Text  # noqa: PLC0415
-    except ImportError:
-        raise AdminError("status --watch needs rich; install Debian's python3-rich") from None
-    text = _status_text(path, ask(path, {"command": "status"}))
-    with Live(Text(text), screen=True, auto_refresh=False) as live:
-        while True:
-            live.update(Text(text), refresh=True)
-            time.sleep(WATCH_SECONDS)
-            try:
-                text = _status_text(path, ask(path, {"command": "status"}))
-            except AdminError as error:
-                text = str(error)
 
 
 def _rounds(options: argparse.Namespace) -> int:

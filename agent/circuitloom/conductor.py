@@ -273,7 +273,7 @@ class Conductor:
             case ReplaceCircuit():
                 self._events.replace(action.circuit_id)
             case Announce():
-                _log.log(logs.LEVEL[action.severity], "%s", action.message)
+                logs.announce(_log, action)
 
     def _record(self, action: RecordIntent | RecordOutcome | RecordMissed) -> None:
         if self._ledger is None:

@@ -19,10 +19,11 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from circuitloom import wire
+from circuitloom import logs, wire
 from circuitloom.authentication import open_control, read_cookie
 from circuitloom.errors import ControlError, ControlRefused, ControlUnreachable, OutOfDescriptors, reason_of
 from circuitloom.guard import BEAT_SECONDS, SILENCE_SECONDS, Guard
+from circuitloom.kinds import Kind
 from circuitloom.lock import TorLock
 from circuitloom.model import (
     LEAVE_UNATTACHED,
@@ -246,7 +247,8 @@ class Link:
             self._equip_guard()
             self._ping_sent_at = None
             self.disconnected_reason = ""
-            _log.info("connected to Tor %s at %s", self.tor_version, self._tor.control)
+            about = logs.about(Kind.CONNECTED)
+            _log.info("connected to Tor %s at %s", self.tor_version, self._tor.control, extra=about)
             option = options[0].values()
             is_waited_for = option.get(LEAVE_UNATTACHED) == "1"
             if is_waited_for:
@@ -334,7 +336,8 @@ class Link:
     def _tell(self, reason: str) -> None:
         """Say once why there is no connection; the same reason again is not news."""
         if reason != self.disconnected_reason and not self.is_stopping:
-            _log.warning("%s; trying again until it works", reason)
+            about = logs.about(Kind.DISCONNECTED)
+            _log.warning("%s; trying again until it works", reason, extra=about)
             self.disconnected_reason = reason
         self._events.news()
 

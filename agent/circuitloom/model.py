@@ -15,6 +15,8 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import NamedTuple, NewType
 
+from circuitloom.kinds import Kind
+
 CircuitId = NewType("CircuitId", str)
 StreamId = NewType("StreamId", str)
 
@@ -464,10 +466,23 @@ class AttachProbe(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Announce:
-    """A line for the log: a change of state, in words."""
+    """A line for the log: a change of state, in words.
+
+    Attributes:
+        severity: How much it matters.
+        message: The words.
+        kind: What it is about, in one.
+        circuit: The policy's name of the circuit, if it is about one.
+        circuit_id: Tor's id of it, once there is one.
+        stream_id: Tor's id of the stream, if it is about one.
+    """
 
     severity: Severity
     message: str
+    kind: Kind = field(default=Kind.OTHER, compare=False)
+    circuit: str = field(default="", compare=False)
+    circuit_id: str = field(default="", compare=False)
+    stream_id: str = field(default="", compare=False)
 
 
 Event = (

@@ -3,7 +3,8 @@
 Rules of this file:
 
 * A command is checked here whole, and only then carried out; what is wrong with it is an AdminError.
-* An answer is a dictionary of JSON values, and holds no destination, SOCKS name or password.
+* An answer is a dictionary of JSON values, and holds no SOCKS name or password; a destination only if the
+  policy allows it and the request asks for it.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any
 from circuitloom.errors import AdminError, PolicyError
 from circuitloom.model import CircuitId, CircuitOrdered, Order, StreamId
 from circuitloom.policy.types import Policy, Slot
-from circuitloom.pool import Explanation
+from circuitloom.pool import Explanation, shows_destinations
 
 MAX_WEIGHT = 1000
 """As the policy's schema says."""
@@ -165,6 +166,9 @@ def _explain(agent: Agent, request: Request) -> Answer:
     stream_id = request.get("stream")
     if stream_id is not None and not (isinstance(stream_id, str) and stream_id.isalnum()):
         raise AdminError("stream is the id that Tor gave it, as a string")
+    shows = _read_flag(request, "destinations")
+    if shows and not shows_destinations(agent.policy()):
+        raise AdminError("the policy keeps destinations to itself: `log: {destinations: full}` shows them")
     explanation = agent.explain(None if stream_id is None else StreamId(stream_id))
     decisions = explanation.decisions if stream_id is not None else explanation.decisions[-DEFAULT_DECISIONS:]
     return {
@@ -178,6 +182,7 @@ def _explain(agent: Agent, request: Request) -> Answer:
                 "circuit": decision.circuit,
                 "circuit_id": decision.circuit_id,
                 "why": decision.why,
+                **({"destination": decision.target} if shows else {}),
             }
             for decision in decisions
         ],

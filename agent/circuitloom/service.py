@@ -26,8 +26,10 @@ from circuitloom import __version__, logs, wire
 from circuitloom.admin import AdminServer
 from circuitloom.adopting import adopt_circuit
 from circuitloom.conductor import Conductor, ConductorEvents
+from circuitloom.countries import Countries
 from circuitloom.directory import Directory
 from circuitloom.errors import CircuitloomError, ControlUnreachable, PolicyError
+from circuitloom.kinds import Kind
 from circuitloom.link import RESERVED_OPTIONS, Link, LinkEvents
 from circuitloom.metrics import AgentCounts, Exporter, Reading
 from circuitloom.model import (
@@ -76,7 +78,7 @@ from circuitloom.release import give_back
 from circuitloom.rounds.types import Served
 from circuitloom.session import connect_once, ignore_reply
 from circuitloom.state import StateFile
-from circuitloom.status import status_document, status_line
+from circuitloom.status import event_document, status_document, status_line
 from circuitloom.systemd import Notifier, watchdog_seconds
 from circuitloom.wire import ControlEvent, Reply
 
@@ -119,6 +121,7 @@ class Service:
         self._counts = AgentCounts()
         self._counted = 0
         self._exporter = Exporter(self._read_numbers)
+        self._countries = Countries(self._send)
         self._directory = Directory(policy.tor, ask=self._send, take=self._renew_relays)
         self._directory.apply(policy)
         self._link = Link(
@@ -207,7 +210,12 @@ class Service:
             task.add_done_callback(self._on_task_done)
         self._status_text = self._status_line()
         self._notifier.ready(self._status_text)
-        _log.info("started with %s: %d circuits", self._policy_path, len(self._policy.slots))
+        _log.info(
+            "started with %s: %d circuits",
+            self._policy_path,
+            len(self._policy.slots),
+            extra=logs.about(Kind.STARTED),
+        )
         is_given_back = False
         try:
             await self._stop.wait()
@@ -226,7 +234,7 @@ class Service:
             await self._admin.close()
             if self._recorder is not None:
                 self._recorder.close()
-        _log.info("stopped")
+        _log.info("stopped", extra=logs.about(Kind.STOPPED))
         return 70 if self._failure else 0
 
     # --- what the link tells -------------------------------------------------------------------------------
@@ -236,6 +244,7 @@ class Service:
             self._is_state_loaded = True
             event = dataclasses.replace(event, records=self._state.load())
         self._counts.connections += 1
+        self._countries.forget()
         self._handle(event)
         self._directory.handle_connected()
 
@@ -340,13 +349,16 @@ class Service:
         stream_id, circuit_id, name = action
         if _log.isEnabledFor(logging.DEBUG):
             algorithm = self._policy.balance.algorithm.value
-            _log.debug("stream %s -> circuit %s (%s), %s", stream_id, name, circuit_id, algorithm)
+            about = logs.about(Kind.STREAM_ATTACHED, circuit=name, circuit_id=circuit_id, stream_id=stream_id)
+            what = "stream %s%s -> circuit %s (%s), %s"
+            to = self._pool.shown_target(stream_id)
+            _log.debug(what, stream_id, to, name, circuit_id, algorithm, extra=about)
         self._send(
             wire.attach_stream(stream_id, circuit_id), partial(self._on_attach_reply, stream_id, circuit_id)
         )
 
     def _release(self, action: ReleaseStream) -> None:
-        _log.debug("stream %s -> Tor, %s", action.stream_id, action.why)
+        self._tell_stream("stream %s%s -> Tor, %s", Kind.STREAM_RELEASED, action)
         self._send(
             wire.attach_stream(action.stream_id, TOR_CHOOSES),
             partial(self._on_attach_reply, action.stream_id, TOR_CHOOSES),
@@ -369,9 +381,15 @@ class Service:
         self._conductor.look()
 
     def _close_stream(self, action: CloseStream) -> None:
-        _log.debug("stream %s closed, %s", action.stream_id, action.why)
+        self._tell_stream("stream %s%s closed, %s", Kind.STREAM_CLOSED, action)
         # 1 is REASON_MISC (tor-spec 6.3): the application sees a general failure at once.
         self._send(wire.command("CLOSESTREAM", action.stream_id, "1"), ignore_reply)
+
+    def _tell_stream(self, what: str, kind: Kind, action: ReleaseStream | CloseStream) -> None:
+        if _log.isEnabledFor(logging.DEBUG):
+            to = self._pool.shown_target(action.stream_id)
+            about = logs.about(kind, stream_id=action.stream_id)
+            _log.debug(what, action.stream_id, to, action.why, extra=about)
 
     def _build(self, action: BuildCircuit) -> None:
         def take(reply: Reply) -> None:
@@ -419,10 +437,8 @@ class Service:
         self._perform(self._pool.replace_circuit(circuit_id, now=self._loop.time()))
 
     def _announce(self, action: Announce) -> None:
-        _log.log(logs.LEVEL[action.severity], "%s", action.message)
-        self._admin.publish(
-            {"time": round(time.time(), 3), "severity": action.severity, "message": action.message}
-        )
+        logs.announce(_log, action)
+        self._admin.publish(event_document(action, at=time.time()))
 
     def _take_adopted(self, event: CircuitAdopted) -> str | None:
         fault = self._pool.why_not_adopted(event)
@@ -436,6 +452,7 @@ class Service:
 
     def _status_line(self) -> str:
         snapshot = self._pool.snapshot(now=self._loop.time())
+        self._countries.want({c.exit_fingerprint for c in snapshot.circuits if c.exit_fingerprint})
         return status_line(snapshot, self._policy, self._link.disconnected_reason)
 
     def _tell_status(self) -> None:
@@ -450,6 +467,7 @@ class Service:
 
     def _send_status(self) -> None:
         self._status_timer = None
+        logs.tell_suppressed()
         self._save_state()
         text = self._status_line()
         if text != self._status_text:
@@ -464,6 +482,7 @@ class Service:
             reason=self._status_line(),
             tor_version=self._link.tor_version,
             guard_pid=self._link.guard_pid,
+            country_of=self._countries.of,
         )
         return document | {"rounds": self._conductor.summary()}
 
@@ -493,10 +512,11 @@ class Service:
             policy = self._read_policy()
         except PolicyError as error:
             for fault in error.faults:
-                _log.error("%s", fault)
+                _log.error("%s", fault, extra=logs.about(Kind.RELOAD_REFUSED))
             count = len(error.faults)
             faults = "1 fault" if count == 1 else f"{count} faults"
-            _log.error("reload refused: the policy has %s, the old one stays", faults)
+            what = "reload refused: the policy has %s, the old one stays"
+            _log.error(what, faults, extra=logs.about(Kind.RELOAD_REFUSED))
             self._status_text = f"reload refused: {error.faults[0]}"
         else:
             self._apply(policy)
@@ -517,7 +537,8 @@ class Service:
         self._counts.reloads_applied += 1
         self._counts.is_policy_current = True
         self._directory.apply(self._policy)
-        _log.info("reloaded %s: %d circuits", self._policy_path, len(policy.slots))
+        about = logs.about(Kind.RELOADED)
+        _log.info("reloaded %s: %d circuits", self._policy_path, len(policy.slots), extra=about)
 
     async def _give_everything_back(self) -> bool:
         """Give back over the connection we have, or over a new one when it was lost a moment ago.
@@ -536,7 +557,8 @@ class Service:
                     handed = await give_back(session)
                 finally:
                     session.close()
-                _log.info("Tor assigns all streams again, %d waited", handed)
+                about = logs.about(Kind.GIVEN_BACK)
+                _log.info("Tor assigns all streams again, %d waited", handed, extra=about)
                 return True
         except ControlUnreachable:
             _log.info("Tor is not there: nothing to give back")
@@ -554,7 +576,8 @@ class Service:
     def _on_fault(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         """A fault of our own: one line, give back, end with 70, and let systemd start us anew."""
         error = context.get("exception")
-        _log.critical("internal fault (%s): giving back and stopping", _describe(error, context))
+        what = "internal fault (%s): giving back and stopping"
+        _log.critical(what, _describe(error, context), extra=logs.about(Kind.FAULT))
         self._failure = error if isinstance(error, BaseException) else RuntimeError("unknown")
         self._stop.set()
 

@@ -22,6 +22,8 @@ from circuitloom.simulation import (
 )
 from circuitloom.simulation.course import Uniform
 
+_RELAYS = "relays are made up, so that every path finds some: `check --online` asks Tor"
+
 
 def simulate(options: argparse.Namespace) -> str:
     """Run it.
@@ -82,16 +84,17 @@ def _title(options: argparse.Namespace, policy: Policy, traffic: Traffic) -> lis
     count = len(traffic.arrivals)
     circuits = _plural(len(policy.slots), "circuit")
     over = f"over {circuits}, {policy.balance.algorithm.value}"
+    relays = [_RELAYS] if policy.path_rules else []
     if options.log:
         lines = [f"{_plural(count, 'stream')} of {options.log} {over}"]
         hidden = hidden_rules(policy)
         if hidden:
             what = "1 rule asks" if hidden == 1 else f"{hidden} rules ask"
             lines.append(f"{what} for a host, user or network: no recording tells, so nothing matches.")
-        return lines
+        return lines + relays
     people = f"{_plural(options.users, 'user')}, {_plural(options.destinations, 'destination')}"
     pace = f"{options.rate:g} a second, each open for {options.lifetime:g} s on average"
-    return [f"{_plural(count, 'stream')} {over}", f"{pace}; {people}; seed {options.seed}"]
+    return [f"{_plural(count, 'stream')} {over}", f"{pace}; {people}; seed {options.seed}", *relays]
 
 
 def _plural(count: int, noun: str) -> str:

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from circuitloom.model import Announce
 from circuitloom.policy.types import Policy, WhenNone
 from circuitloom.pool import Attachment, CircuitSnapshot, Histogram, PoolSnapshot
 
 STATUS_VERSION = 1
+
+WIDTH = 80
+"""Of a terminal, in columns: what is written for people stays within it."""
 
 _WHEN_NONE = {
     WhenNone.TOR: "Tor assigns streams",
@@ -18,7 +23,7 @@ _WHEN_NONE = {
 }
 
 
-_WORDS = frozenset({"CIRCUIT", "STATE", "PROBE", "WHY"})
+_WORDS = frozenset({"CIRCUIT", "STATE", "ROLE", "PROBE", "WHY", "DESTINATION", "PATH (COUNTRY OF ITS EXIT)"})
 """Columns that are read from the left; the others hold numbers."""
 
 
@@ -57,8 +62,14 @@ def _state_line(snapshot: PoolSnapshot, policy: Policy, disconnected_reason: str
     return f"Tor assigns streams: {built} of {wanted} circuits built"
 
 
-def status_document(
-    snapshot: PoolSnapshot, policy: Policy, *, reason: str, tor_version: str, guard_pid: int | None
+def status_document(  # noqa: PLR0913 - each by name, and none can be made from another
+    snapshot: PoolSnapshot,
+    policy: Policy,
+    *,
+    reason: str,
+    tor_version: str,
+    guard_pid: int | None,
+    country_of: Callable[[str], str],
 ) -> dict[str, Any]:
     """What ``circuitloom status --json`` prints.
 
@@ -68,6 +79,7 @@ def status_document(
         reason: The status line.
         tor_version: As Tor told it.
         guard_pid: The process that gives back when the agent cannot.
+        country_of: The country of the relay with this fingerprint.
     """
     return {
         "version": STATUS_VERSION,
@@ -81,7 +93,7 @@ def status_document(
             "control": str(policy.tor.control),
         },
         "guard_pid": guard_pid,
-        "circuits": [_rounded(_circuit_document(circuit)) for circuit in snapshot.circuits],
+        "circuits": [_circuit_document(circuit, country_of) for circuit in snapshot.circuits],
         "probes": {"problem": snapshot.probe_problem or None} if policy.health.probe else None,
         "streams": {
             "active": snapshot.streams_active,
@@ -93,33 +105,67 @@ def status_document(
     }
 
 
+def event_document(action: Announce, *, at: float) -> dict[str, Any]:
+    """What ``circuitloom events`` prints of a change of state.
+
+    Args:
+        action: The change.
+        at: When (Unix time, seconds).
+    """
+    subject = {"circuit": action.circuit, "circuit_id": action.circuit_id, "stream": action.stream_id}
+    return {
+        "time": round(at, 3),
+        "severity": action.severity,
+        "event": action.kind,
+        "message": action.message,
+        **{name: value for name, value in subject.items() if value},
+    }
+
+
 def status_table(document: Mapping[str, Any]) -> str:
     """What ``circuitloom status`` prints, from the document; reads well in 80 columns without colour."""
     streams = document["streams"]
     tor = document["tor"]
+    # The state stands there already.
+    reason = document["reason"].removeprefix(f"{document['state']} ")
     head = [
-        f"{document['state'].upper()} for {_duration(document['since_seconds'])}: {document['reason']}",
+        *_wrapped(f"{document['state'].upper()} for {_duration(document['since_seconds'])}: {reason}"),
         f"Tor {tor['version'] or '?'} at {tor['control']}",
         "",
     ]
-    rows: list[tuple[str, ...]] = [
-        ("CIRCUIT", "ID", "STATE", "AGE", "STREAMS", "ATTACHED", "FAILED", "SHARE", "WEIGHT")
-    ]
-    rows += [_row(circuit) for circuit in document["circuits"]]
-    if len({circuit["key"] for circuit in document["circuits"]}) > 1:
-        # Only then it says something: the circuits of one name, each for a key of its own.
-        keys = ["KEY", *(str(circuit["key"]) for circuit in document["circuits"])]
-        rows = [(row[0], key, *row[1:]) for row, key in zip(rows, keys, strict=True)]
+    circuits = document["circuits"]
+    rows = [_ROW, *map(_row, circuits)]
+    paths = [_PATH, *map(_path_row, circuits)]
     if document.get("probes"):
-        rows = [(*row, cell) for row, cell in zip(rows, _probe_cells(document["circuits"]), strict=True)]
+        cells = _probe_cells(circuits)
+        paths = [(*row[:-1], cell, row[-1]) for row, cell in zip(paths, cells, strict=True)]
+    if len({circuit["key"] for circuit in circuits}) > 1:
+        # Only then it says something: the circuits of one name, each for a key of its own.
+        keys = ["KEY", *(str(circuit["key"]) for circuit in circuits)]
+        rows = [(row[0], key, *row[1:]) for row, key in zip(rows, keys, strict=True)]
+        paths = [(row[0], key, *row[1:]) for row, key in zip(paths, keys, strict=True)]
     tail = (
         f"{streams['active']} streams, {streams['waiting']} waiting; since the start "
         f"{streams['attached_total']} attached, {streams['released_total']} left to Tor, "
         f"{streams['failed_total']} failed"
     )
     rounds = document.get("rounds")
-    more = [*_probe_lines(document), *([_rounds_line(rounds)] if rounds else [])]
-    return "\n".join([*head, *_columns(rows), "", tail, *more])
+    return "\n".join(
+        [
+            *head,
+            *_columns(rows),
+            "",
+            *_columns(paths),
+            "",
+            *_wrapped(tail),
+            *_probe_lines(document),
+            *(_wrapped(_rounds_line(rounds)) if rounds else []),
+        ]
+    )
+
+
+_ROW = ("CIRCUIT", "STATE", "AGE", "OPEN", "TOTAL", "FAILED", "SHARE", "WEIGHT", "P50", "P99")
+_PATH = ("CIRCUIT", "ID", "ROLE", "PATH (COUNTRY OF ITS EXIT)")
 
 
 def _probe_cells(circuits: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -147,7 +193,8 @@ def _probe_lines(document: Mapping[str, Any]) -> list[str]:
             if circuit["name"] not in names:
                 names.append(circuit["name"])
     lines = [f"probes: {probes['problem']}"] if probes["problem"] else []
-    return lines + [f"not probed: {', '.join(names)}: {why}" for why, names in reasons.items()]
+    lines += [f"not probed: {', '.join(names)}: {why}" for why, names in reasons.items()]
+    return [part for line in lines for part in _wrapped(line)]
 
 
 def _rounds_line(rounds: Mapping[str, Any]) -> str:
@@ -167,7 +214,7 @@ def _rounds_line(rounds: Mapping[str, Any]) -> str:
 
 def explanation_text(document: Mapping[str, Any]) -> str:
     """What ``circuitloom explain`` prints, from the agent's answer; reads well in 80 columns."""
-    decisions = [("STREAM", "AGO", "CIRCUIT", "ID", "WHY")]
+    decisions: list[tuple[str, ...]] = [("STREAM", "AGO", "CIRCUIT", "ID", "WHY")]
     for decision in document["decisions"]:
         words = {
             "attach": f"its turn by {document['algorithm']}",
@@ -190,6 +237,9 @@ def explanation_text(document: Mapping[str, Any]) -> str:
         )
         for candidate in document["candidates"]
     ]
+    if any("destination" in decision for decision in document["decisions"]):
+        shown = ["DESTINATION", *(decision.get("destination") or "-" for decision in document["decisions"])]
+        decisions = [(*row[:4], to, row[4]) for row, to in zip(decisions, shown, strict=True)]
     asked = "the last streams" if document["stream"] is None else f"stream {document['stream']}"
     head = f"What was decided on {asked}, newest last:"
     if len(decisions) == 1:
@@ -214,21 +264,57 @@ def plan_text(plan: Mapping[str, Sequence[str]]) -> str:
 
 
 def _row(circuit: Mapping[str, Any]) -> tuple[str, ...]:
-    name = circuit["name"] + (" (backup)" if circuit["role"] == "backup" else "")
-    # An agent of another version may not tell.
-    name += " (adopted)" if circuit.get("is_adopted") else ""
     age = circuit["age_seconds"]
+    state = circuit["state"]
+    if state == "built" and circuit.get("weight_factor", 1) < 1:
+        state += ", slow" if circuit["is_degraded"] else ", fresh"
     return (
-        name,
-        circuit["circuit_id"] or "-",
-        circuit["state"],
+        circuit["name"],
+        state,
         "-" if age is None else _duration(age),
         str(circuit["streams"]),
-        str(circuit["attached_total"]),
-        str(circuit["failed_total"]),
+        _count(circuit["attached_total"]),
+        _count(circuit["failed_total"]),
         f"{circuit['share']:.1%}",
-        f"{circuit['weight_share']:.1%}",
+        # The weight of a backup says nothing beside those of the active ones.
+        "backup" if circuit["role"] == "backup" else f"{circuit['weight_share']:.1%}",
+        _short_time(circuit.get("connect_p50_seconds")),
+        _short_time(circuit.get("connect_p99_seconds")),
     )
+
+
+def _path_row(circuit: Mapping[str, Any]) -> tuple[str, ...]:
+    # An agent of another version may not tell.
+    role = "adopted" if circuit.get("is_adopted") else circuit["role"]
+    path = " > ".join(map(_relay, circuit["path"])) or "-"
+    country = circuit.get("exit_country")
+    return circuit["name"], circuit["circuit_id"] or "-", role, f"{path} ({country})" if country else path
+
+
+def _relay(name: str) -> str:
+    """A nickname, or a fingerprint where there is none, in at most 14 characters."""
+    if len(name) == 40:
+        return name[:8]
+    return name if len(name) <= 14 else f"{name[:13]}\u2026"
+
+
+def _wrapped(text: str) -> list[str]:
+    return textwrap.wrap(text, WIDTH, subsequent_indent="  ", break_on_hyphens=False)
+
+
+def _count(number: int) -> str:
+    """At most six characters."""
+    for size, unit in ((1e9, "G"), (1e6, "M")):
+        if number >= size:
+            return f"{number / size:.1f}{unit}"
+    return str(number)
+
+
+def _short_time(seconds: float | None) -> str:
+    """At most five characters."""
+    if seconds is None:
+        return "-"
+    return f"{seconds * 1000:.0f}ms" if seconds < 0.9995 else f"{seconds:.1f}s"
 
 
 def _columns(rows: Sequence[tuple[str, ...]]) -> list[str]:
@@ -244,23 +330,21 @@ def _columns(rows: Sequence[tuple[str, ...]]) -> list[str]:
     return lines
 
 
-def _circuit_document(circuit: CircuitSnapshot) -> dict[str, Any]:
+def _circuit_document(circuit: CircuitSnapshot, country_of: Callable[[str], str]) -> dict[str, Any]:
     # Not asdict: it would copy every histogram.
     document = {field.name: getattr(circuit, field.name) for field in dataclasses.fields(circuit)}
     connects: Histogram = document.pop("connects")
+    exit_fingerprint = document.pop("exit_fingerprint")
     document["probe"] = dataclasses.asdict(circuit.probe) if circuit.probe else None
     document["connect_p50_seconds"] = connects.quantile(0.5)
     document["connect_p99_seconds"] = connects.quantile(0.99)
-    return document
-
-
-def _rounded(circuit: dict[str, Any]) -> dict[str, Any]:
+    document["exit_country"] = None if exit_fingerprint is None else country_of(exit_fingerprint)
     for key in ("age_seconds", "share", "weight_share", "connect_p50_seconds", "connect_p99_seconds"):
-        if circuit[key] is not None:
-            circuit[key] = round(circuit[key], 4)
-    if circuit["probe"] and circuit["probe"]["seconds_ago"] is not None:
-        circuit["probe"]["seconds_ago"] = round(circuit["probe"]["seconds_ago"], 3)
-    return circuit
+        if document[key] is not None:
+            document[key] = round(document[key], 4)
+    if circuit.probe is not None and circuit.probe.seconds_ago is not None:
+        document["probe"]["seconds_ago"] = round(circuit.probe.seconds_ago, 3)
+    return document
 
 
 def _plural(count: int, noun: str) -> str:

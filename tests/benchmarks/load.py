@@ -1,8 +1,8 @@
-"""SOCKS connects as fast as they go: ``benchmarks.load SOCKS_PORT TARGET_PORT SECONDS IN_FLIGHT``.
+"""SOCKS connects as fast as they go: ``... SOCKS_PORT TARGET_PORT SECONDS IN_FLIGHT PAUSE_SECONDS``.
 
 Opens streams to TARGET_PORT of 127.0.0.1, closes each as soon as it is connected, keeps so many on their way,
-and prints what it measured as a line of JSON. It shares the machine with every relay of the private network,
-so it does as little as it can for each stream.
+with a pause before each one that follows another, and prints what it measured as a line of JSON. It shares
+the machine with every relay of the private network, so it does as little as it can for each stream.
 """
 
 from __future__ import annotations
@@ -101,8 +101,8 @@ class Driver:
         self._failed = 0
         self._waits: list[float] = []
 
-    def drive(self, seconds: float, in_flight: int) -> Loaded:
-        """Start streams for so long, and wait for the last of them."""
+    def drive(self, seconds: float, in_flight: int, pause_seconds: float) -> Loaded:
+        """Start streams for so long, and wait for the last of them; a pause is meant for one at a time."""
         end = time.monotonic() + seconds
         for _ in range(in_flight):
             self._begin()
@@ -111,6 +111,9 @@ class Driver:
                 is_connected = self._advance(key.data, ready)
                 if is_connected is not None:
                     self._finish(key.data, end, is_connected=is_connected)
+                    time.sleep(pause_seconds)
+                    if time.monotonic() < end:
+                        self._begin()
         waits = sorted(self._waits)
         return Loaded(
             len(waits),
@@ -144,11 +147,9 @@ class Driver:
             self._failed += 1
         elif now < end:
             self._waits.append(now - stream.started_at)
-        if now < end:
-            self._begin()
 
 
 if __name__ == "__main__":
     driver = Driver(int(sys.argv[1]), int(sys.argv[2]))
-    result = driver.drive(float(sys.argv[3]), int(sys.argv[4]))
+    result = driver.drive(float(sys.argv[3]), int(sys.argv[4]), float(sys.argv[5]))
     json.dump(asdict(result), sys.stdout)

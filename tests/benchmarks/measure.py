@@ -104,12 +104,19 @@ def starved_seconds(process_ids: Iterable[int]) -> float:
 
 def pss_mib(process_ids: Iterable[int]) -> float:
     """Memory of processes; what several share counts for each in part, so sums are right."""
-    return sum(_kib(process_id, "smaps_rollup", "Pss") for process_id in process_ids) / 1024
+    return sum(_kib(process_id, "smaps_rollup", "Pss:") for process_id in process_ids) / 1024
+
+
+def footprint_mib(process_ids: Sequence[int]) -> float:
+    """Memory of processes of one program as if no other one ran it: private pages, and shared ones once."""
+    private = sum(_kib(process_id, "smaps_rollup", "Private_") for process_id in process_ids)
+    shared = max((_kib(process_id, "smaps_rollup", "Shared_") for process_id in process_ids), default=0)
+    return (private + shared) / 1024
 
 
 def rss_mib(process_id: int) -> float:
     """Resident memory of one process, with what it shares."""
-    return _kib(process_id, "status", "VmRSS") / 1024
+    return _kib(process_id, "status", "VmRSS:") / 1024
 
 
 def machine() -> str:
@@ -184,8 +191,8 @@ def _schedstat(process_id: int, field: int) -> float:
 
 
 def _kib(process_id: int, file: str, name: str) -> int:
+    """The sum of all lines whose name begins so; 0 of a process that is gone."""
     with contextlib.suppress(OSError):
-        for line in Path(f"/proc/{process_id}/{file}").read_text().splitlines():
-            if line.startswith(f"{name}:"):
-                return int(line.split()[1])
+        lines = Path(f"/proc/{process_id}/{file}").read_text().splitlines()
+        return sum(int(line.split()[1]) for line in lines if line.startswith(name))
     return 0

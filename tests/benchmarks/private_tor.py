@@ -13,7 +13,7 @@ from functools import partial
 from benchmarks import relay_death
 from benchmarks.chart import Bar, bars
 from benchmarks.load import PATIENCE_SECONDS, Loaded
-from benchmarks.measure import Spread, cpu_seconds, in_turns, output_of, pss_mib, python_module
+from benchmarks.measure import Spread, cpu_seconds, footprint_mib, in_turns, output_of, python_module
 from benchmarks.report import Figure, Part, table
 from benchmarks.ways import Size, Way, all_ways
 from circuitloom.lab.network import PrivateNetwork
@@ -21,6 +21,10 @@ from tor.echo_process import echo_process
 
 IN_FLIGHT = 64
 WARM_UP_SECONDS = 0.5
+PAUSE_SECONDS = 0.06
+"""After each stream that is alone. Tor leaves Nagle's algorithm on: its next small packet waits until the
+last one is acknowledged, for which the kernel may take 40 ms; a stream right after another may meet that."""
+
 SETTLE_SECONDS = 0.3
 """After a load, until its last streams have ended in every relay."""
 
@@ -34,7 +38,7 @@ class Turn:
         full: As many as go.
         tor_cpu_us: CPU time of its Tor clients for one stream of ``full``, microseconds.
         helper_cpu_us: The same of what runs beside them.
-        tor_mib: Memory of its Tor clients afterwards (PSS).
+        tor_mib: Memory of its Tor clients afterwards, what they share counted once.
         helper_mib: The same of what runs beside them.
     """
 
@@ -58,53 +62,52 @@ def measure(rounds: int, seconds: float, tell: Callable[[str], None], size: Size
     with contextlib.ExitStack() as stack:
         target = stack.enter_context(echo_process())
         network = stack.enter_context(PrivateNetwork(relays=size.relays, on_progress=tell))
-        ways = stack.enter_context(all_ways(network, size, tell))
+        ways = all_ways(network, size, tell)
         runs = {way.name: partial(measure_way, way, target, seconds) for way in ways}
         results = in_turns(runs, rounds, tell, _say)
-        ends = relay_death.measure(network, relay_death.chosen_ways(ways), target, rounds, tell)
-        return [make_part(ways, results), ends]
+        ends = relay_death.measure(network, relay_death.chosen_ways(network, ways), target, rounds, tell)
+        return [make_part(ways, results, size.relays), ends]
 
 
 def measure_way(way: Way, target: int, seconds: float) -> Turn:
-    """Load one way, alone and then full."""
-    _load(way, target, WARM_UP_SECONDS, 8)
-    alone = _load(way, target, seconds / 2, 1)
-    before = cpu_seconds(way.tor_processes()), cpu_seconds(way.helper_processes())
-    full = _load(way, target, seconds, IN_FLIGHT)
-    after = cpu_seconds(way.tor_processes()), cpu_seconds(way.helper_processes())
+    """Start one way, and load it, alone and then full."""
+    with way.running() as helpers:
+        _load(way, target, WARM_UP_SECONDS, 8)
+        alone = _load(way, target, seconds, 1, pause_seconds=PAUSE_SECONDS)
+        before = cpu_seconds(way.tor_processes()), cpu_seconds(helpers)
+        full = _load(way, target, seconds, IN_FLIGHT)
+        after = cpu_seconds(way.tor_processes()), cpu_seconds(helpers)
+        time.sleep(SETTLE_SECONDS)
+        tor_mib, helper_mib = footprint_mib(way.tor_processes()), footprint_mib(helpers)
     tor_cpu, helper_cpu = (
         (end - start) / max(1, full.streams) * 1e6 for start, end in zip(before, after, strict=True)
     )
-    time.sleep(SETTLE_SECONDS)
-    return Turn(
-        alone,
-        full,
-        tor_cpu,
-        helper_cpu,
-        pss_mib(way.tor_processes()),
-        pss_mib(way.helper_processes()),
-    )
+    return Turn(alone, full, tor_cpu, helper_cpu, tor_mib, helper_mib)
 
 
-def _load(way: Way, target: int, seconds: float, in_flight: int) -> Loaded:
-    arguments = (str(way.socks_port), str(target), str(seconds), str(in_flight))
+def _load(way: Way, target: int, seconds: float, in_flight: int, *, pause_seconds: float = 0.0) -> Loaded:
+    numbers = (way.socks_port, target, seconds, in_flight, pause_seconds)
+    arguments = [str(number) for number in numbers]
     pipe = subprocess.PIPE
     with python_module("benchmarks.load", *arguments, stdout=pipe, stderr=pipe) as process:
         return Loaded(**json.loads(output_of(process, seconds + 2 * PATIENCE_SECONDS)))
 
 
-def make_part(ways: Sequence[Way], results: Mapping[str, Sequence[Turn]]) -> Part:
+def make_part(ways: Sequence[Way], results: Mapping[str, Sequence[Turn]], relays: int) -> Part:
     """The report's part from all rounds of every way."""
     tors = results[ways[0].name]
     figures = [
         figure for way in ways if way.is_ours for figure in _figures(way.name, results[way.name], tors)
     ]
     text = f"""\
-Three authorities and exit relays on this machine's loopback, and for each way Tor clients of its own; all of
-them share its cores, so streams/s tell what the ways cost beside each other, not what Tor can do. "Alone" is
-one stream after the other, "full" {IN_FLIGHT} at a time; each is closed once it is connected. The time is
-from the first packet to the SOCKS reply. CPU is that of the ways' own processes, not of the relays. Memory is
-PSS. A Tor client here knows nine relays; on the public network thousands, which cost more memory.
+Three authorities and {relays} exit relays on this machine's loopback, and Tor clients of it. All share its
+cores, so streams/s tell what the ways cost beside each other, not what Tor can do. "Alone" is one stream
+after the other with a pause, "full" {IN_FLIGHT} at a time; each is closed once it is connected. The time is
+from the first packet to the SOCKS reply. CPU is that of the ways' own processes, not of the relays.
+
+Memory is what the way would take on a machine of its own: private pages, and shared ones once for each
+program. A Tor client here knows {relays} relays and the authorities; on the public network each keeps a
+directory of thousands. So here the agent, whose memory does not depend on that, looks larger than there.
 
 ![streams a second](tor-streams.svg)
 
@@ -135,7 +138,7 @@ PSS. A Tor client here knows nine relays; on the public network thousands, which
                 for way in ways
             ],
             lambda value: f"{value:.0f} MiB",
-            subtitle="PSS of all its processes; shorter is better",
+            subtitle="with a directory of a few relays; shorter is better",
         ),
     }
     return Part("tor", "On a real Tor", text, figures, charts)

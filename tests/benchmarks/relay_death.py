@@ -38,12 +38,14 @@ class Aftermath:
     """What one event did to one way.
 
     Attributes:
+        hit: The share of its circuits in use that the event took.
         cut: Streams that were there before it and ended with it.
         failed: Streams that were started after it and did not succeed.
         hurt_ms: From the event to the start of the last of them; 0 without any.
         slowest_ms: The longest that a stream started after it took to connect.
     """
 
+    hit: float
     cut: int
     failed: int
     hurt_ms: float
@@ -54,19 +56,28 @@ Ends = Mapping[str, Mapping[str, Sequence[Aftermath]]]
 """By event and by way: one for each round."""
 
 
-def chosen_ways(ways: Sequence[Way]) -> list[Way]:
-    """Tor's own assignment, one agent, and the largest HAProxy, with as many circuits if there are such."""
+def chosen_ways(network: PrivateNetwork, ways: Sequence[Way]) -> list[Way]:
+    """Tor's own assignment, an agent on another client, and the largest HAProxy, with as many circuits."""
     proxies = [way for way in ways if len(way.clients) > 1]
     agents = [way for way in ways if way.is_ours]
     wanted = proxies[-1].circuits if proxies else None
     agent = next((way for way in agents if way.circuits == wanted), agents[-1])
-    return [ways[0], agent, *proxies[-1:]]
+    return [ways[0], agent.on(network.add_client()), *proxies[-1:]]
 
 
 def measure(
     network: PrivateNetwork, ways: Sequence[Way], target: int, rounds: int, tell: Callable[[str], None]
 ) -> Part:
-    """Close and kill, ``rounds`` times each."""
+    """Close and kill, ``rounds`` times each, while all ways run at once."""
+    with contextlib.ExitStack() as stack:
+        for way in ways:
+            stack.enter_context(way.running())
+        return make_part(ways, _strike(network, ways, target, rounds, tell))
+
+
+def _strike(
+    network: PrivateNetwork, ways: Sequence[Way], target: int, rounds: int, tell: Callable[[str], None]
+) -> Ends:
     ends: dict[str, dict[str, list[Aftermath]]] = {
         event: {way.name: [] for way in ways} for event in (CLOSED, KILLED)
     }
@@ -77,12 +88,13 @@ def measure(
                 by_way[way.name].append(found[way.name])
             hurt = ", ".join(f"{way.name}: {found[way.name].failed} failed" for way in ways)
             tell(f"round {number + 1} of {rounds}: {event}: {hurt}")
-    return make_part(ways, ends)
+    return ends
 
 
 def _observe(network: PrivateNetwork, ways: Sequence[Way], target: int, event: str) -> dict[str, Aftermath]:
     clients = [client for way in ways for client in way.clients]
     victims: list[TorRelay] = []
+    hits: dict[str, float] = {}
     with contextlib.ExitStack() as stack:
         witnesses = {client.nickname: stack.enter_context(StreamWitness(client)) for client in clients}
         controls = {client.nickname: stack.enter_context(client.control()) for client in clients}
@@ -91,6 +103,8 @@ def _observe(network: PrivateNetwork, ways: Sequence[Way], target: int, event: s
             used = [_used_circuits(way, witnesses) for way in ways]
             if event == KILLED:
                 victims.append(_victim(network, used))
+            for way, circuits in zip(ways, used, strict=True):
+                hits[way.name] = _share_hit(circuits, victims)
             struck_at = time.monotonic()
             if event == KILLED:
                 victims[0].kill()
@@ -103,7 +117,10 @@ def _observe(network: PrivateNetwork, ways: Sequence[Way], target: int, event: s
     for victim in victims:
         victim.start()
     time.sleep(RECOVERY_SECONDS)
-    return {way.name: _aftermath(report, struck_at) for way, report in zip(ways, reports, strict=True)}
+    return {
+        way.name: _aftermath(report, struck_at, hits[way.name])
+        for way, report in zip(ways, reports, strict=True)
+    }
 
 
 async def _load_around(
@@ -163,12 +180,21 @@ def _victim(network: PrivateNetwork, ways: Sequence[Sequence[Used]]) -> TorRelay
     return max((relay for relay in network.relays if relay.is_running()), key=rank)
 
 
-def _aftermath(report: LoadReport, struck_at: float) -> Aftermath:
+def _share_hit(circuits: Sequence[Used], victims: Sequence[TorRelay]) -> float:
+    """Of the circuits in use, how many go through the victims; without any it is one that is closed."""
+    if not circuits:
+        return 0.0
+    hit = sum(any(relay.fingerprint in path for relay in victims) for _, _, path in circuits)
+    return (hit if victims else 1) / len(circuits)
+
+
+def _aftermath(report: LoadReport, struck_at: float, hit: float) -> Aftermath:
     before = [result for result in report.results if result.started_at < struck_at <= result.ended_at]
     after = [result for result in report.results if result.started_at >= struck_at]
     failed = [result for result in after if result.outcome is not Outcome.SUCCEEDED]
     connects = [result.connect_seconds for result in after if result.connect_seconds is not None]
     return Aftermath(
+        hit=hit,
         cut=sum(result.outcome is not Outcome.SUCCEEDED for result in before),
         failed=len(failed),
         hurt_ms=max((result.started_at - struck_at for result in failed), default=0.0) * 1e3,
@@ -179,12 +205,13 @@ def _aftermath(report: LoadReport, struck_at: float) -> Aftermath:
 def make_part(ways: Sequence[Way], ends: Ends) -> Part:
     """The report's part from all rounds."""
     rounds = len(next(iter(ends[KILLED].values())))
+    times = "once" if rounds == 1 else f"{rounds} times"
     count = PER_SECOND * AFTER_SECONDS
     text = f"""\
 {PER_SECOND:.0f} new streams a second over each of these ways at once, each held for {HOLD_SECONDS * 1e3:.0f}
 ms; then a circuit that carries streams is closed in each of them, or one relay that all of them use is killed
-(SIGKILL), {rounds} times each. Streams on it are cut, as Tor has no way to move them; what counts is what is
-started afterwards, {count:.0f} streams in {AFTER_SECONDS:.0f} s.
+(SIGKILL), {times} each. Streams on it are cut, as Tor has no way to move them; what counts is
+what is started afterwards, {count:.0f} streams in {AFTER_SECONDS:.0f} s.
 
 ![new streams that failed](tor-failover.svg)
 
@@ -200,12 +227,20 @@ started afterwards, {count:.0f} streams in {AFTER_SECONDS:.0f} s.
 
 
 def _table(ways: Sequence[Way], ends: Ends) -> str:
-    header = ("", "cut", "failed afterwards", "the last of them after ms", "slowest connect ms")
+    header = (
+        "",
+        "circuits hit",
+        "cut",
+        "failed afterwards",
+        "the last of them after ms",
+        "slowest connect ms",
+    )
     return table(
         header,
         [
             (
                 f"{event}: {way.name}",
+                f"{Spread.of(one.hit for one in found):.0%}",
                 f"{Spread.of(one.cut for one in found):.0f}",
                 f"{Spread.of(one.failed for one in found):.0f}",
                 f"{Spread.of(one.hurt_ms for one in found):.0f}",

@@ -215,6 +215,41 @@ def test_exits_are_in_the_countries_that_the_policy_names(varied: PrivateNetwork
         assert agent.stop() == 0
 
 
+def test_when_its_guard_dies_the_next_of_tors_guards_is_used(varied: PrivateNetwork, tmp_path: Path) -> None:
+    balance = "{isolation: none, purpose: controller}"
+    client = varied.client
+    with (
+        agent_for(client, tmp_path, "[{name: a, path: {}}, {name: b, path: {}}]", balance=balance) as agent,
+        Witness(client) as witness,
+    ):
+        ids = circuit_ids(agent.wait_balancing(2))
+        paths = paths_by_id(witness)
+        guards = {paths[circuit][0] for circuit in ids.values()}
+        dead = [
+            relay for relay in (*varied.relays, *varied.authorities) if f"${relay.fingerprint}" in str(guards)
+        ]
+        for relay in dead:
+            relay.kill()
+        try:
+            agent.wait_until(
+                lambda status: (
+                    len(circuit_ids(status)) == 2
+                    and set(circuit_ids(status).values()).isdisjoint(ids.values())
+                ),
+                "both circuits are built over another guard",
+                seconds=60.0,
+            )
+            paths = paths_by_id(witness)
+            after = {paths[circuit][0] for circuit in circuit_ids(agent.status()).values()}
+            assert after.isdisjoint(guards)
+            listed = witness.get_info("entry-guards")
+            assert all(first.partition("~")[0] in listed for first in after)
+        finally:
+            for relay in dead:
+                relay.start()
+        assert agent.stop() == 0
+
+
 # --- check --online ----------------------------------------------------------------------------------------
 
 
@@ -246,7 +281,7 @@ def test_check_online_names_each_fault_with_its_place(varied: PrivateNetwork, tm
 
     assert ran.returncode == 78
     faults = [line.removeprefix(f"{policy}:") for line in ran.stderr.splitlines()]
-    assert [fault.split(": ")[0] for fault in faults] == ["5:10", "7:94", "9:9", "15:22"]
+    assert [fault.split(": ")[0] for fault in faults] == ["5:10", "7:94", "9:9", "15:23"]
     assert "no relay that Tor can use now has this fingerprint" in faults[0]
     assert "accepts nothing: no stream gets out" in faults[1] or "lacks the flag Exit" in faults[1]
     assert "circuit swiss cannot be built: no relay fits as exit: exit.country ch leaves none" in faults[2]

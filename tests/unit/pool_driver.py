@@ -40,7 +40,7 @@ from circuitloom.model import (
     TakeOverRefused,
 )
 from circuitloom.paths import Relays
-from circuitloom.policy.health import Panic
+from circuitloom.policy.health import Degrade, Panic
 from circuitloom.policy.probing import Probe
 from circuitloom.policy.rotation import Rotation
 from circuitloom.policy.types import (
@@ -90,6 +90,8 @@ def policy_of(
     probe: Probe | None = None,
     rotation: Rotation | None = None,
     panic: Panic | None = None,
+    slow_start_seconds: float | None = None,
+    degrade: Degrade | None = None,
 ) -> Policy:
     """A policy; a slot with nothing but a name may be given as that."""
     return Policy(
@@ -99,7 +101,7 @@ def policy_of(
         ),
         failover=Failover(when_none, min_active, rebuild or Rebuild(), retry or Retry(), redispatch_seconds),
         rules=rules,
-        health=Health(eject, panic, probe),
+        health=Health(eject, panic, slow_start_seconds, degrade, probe),
         rotation=rotation or Rotation(),
     )
 

@@ -37,6 +37,7 @@ STATUS = {
             "name": "only",
             "role": "active",
             "circuit_id": "7",
+            "path": ["alpha", "beta"],
             "state": "built",
             "age_seconds": 11.0,
             "streams": 0,
@@ -137,8 +138,8 @@ def test_help_names_every_command_and_exit_code() -> None:
 
 def test_help_fits_80_columns(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
-    for command in ("check", "run", "status", "release", "schema", "demo"):
-        ran = run(command, "--help")
+    for command in ("", "check", "run", "status", "explain", "reload", "release", "schema", "demo"):
+        ran = run(*command.split(), "--help")
         assert ran.code == 0
         assert all(len(line) <= 80 for line in ran.out.splitlines())
 
@@ -251,7 +252,7 @@ def test_status_shows_a_table(run: Run, agent: str) -> None:
     ran = run("status", "--socket", agent)
 
     assert (ran.code, ran.err) == (0, "")
-    assert ran.out.startswith("BALANCING for 12s: balancing 0 streams over 1 of 1 circuits, round-robin\n")
+    assert ran.out.startswith("BALANCING for 12s: 0 streams over 1 of 1 circuits, round-robin\n")
 
 
 def test_status_finds_the_socket_in_a_policy_and_shows_json(run: Run, agent: str, policy: Path) -> None:

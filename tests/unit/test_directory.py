@@ -212,7 +212,7 @@ def test_guards_are_asked_for_alone_when_tor_thinks_otherwise_of_them(policy_pat
 
 
 def test_relays_are_asked_for_until_tor_knows_some_and_others_serve_meanwhile(
-    policy_path: Path, caplog: pytest.LogCaptureFixture
+    policy_path: Path, log: pytest.LogCaptureFixture
 ) -> None:
     def script(fake: FakeControlPort) -> None:
         fake.wait_for("EXTENDCIRCUIT 0")
@@ -223,7 +223,7 @@ def test_relays_are_asked_for_until_tor_knows_some_and_others_serve_meanwhile(
 
     answers: dict[str, Answer] = {"GETINFO dir/": "551 Could not open cached consensus\r\n"}
     agent(policy_path, answers, script)
-    assert caplog.text.count("no relays to select from (Tor has no consensus yet") == 1
+    assert log.text.count("no relays to select from (Tor has no consensus yet") == 1
 
 
 def test_a_reload_that_selects_relays_fetches_them_and_one_that_does_not_stops(policy_path: Path) -> None:
@@ -250,7 +250,7 @@ def reload(policy_path: Path) -> None:
     assert answer["is_applied"]
 
 
-def test_without_geoip_data_the_log_says_so_once(policy_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_without_geoip_data_the_log_says_so_once(policy_path: Path, log: pytest.LogCaptureFixture) -> None:
     policy_path.write_text(POLICY.format(directory=policy_path.parent, path="{exit: {country: [de]}}"))
     answers = directory_of(*WIDE[:3])
     answers["GETINFO ip-to-country/ipv4-available"] = "250-ip-to-country/ipv4-available=0\r\n250 OK\r\n"
@@ -263,8 +263,7 @@ def test_without_geoip_data_the_log_says_so_once(policy_path: Path, caplog: pyte
         wait_until(lambda: status(policy_path)["circuits"][1]["state"] == "backoff")
 
     agent(policy_path, answers, script)
-    assert caplog.text.count("Tor has no GeoIP data, so no relay is in any country") == 1
+    assert log.text.count("Tor has no GeoIP data, so no relay is in any country") == 1
     assert (
-        "circuit chosen cannot be built: no relay fits as exit: exit.country de (Tor has no GeoIP"
-        in caplog.text
+        "circuit chosen cannot be built: no relay fits as exit: exit.country de (Tor has no GeoIP" in log.text
     )

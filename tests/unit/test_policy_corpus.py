@@ -47,7 +47,7 @@ def test_example_names_its_schema(path: Path) -> None:
 def test_only_examples_that_say_what_they_give_up_have_warnings() -> None:
     warned = {path.stem for path in EXAMPLES if check_policy(path.read_bytes(), name=path.name)[1]}
 
-    assert {"adopted", "pinned-paths", "rounds"} == warned
+    assert {"adopted", "measurement", "pinned-paths", "rounds"} == warned
 
 
 def test_examples_are_listed_in_the_readme() -> None:

@@ -18,6 +18,7 @@ from circuitloom.policy import (
     Algorithm,
     Balance,
     ColdStart,
+    Destinations,
     Eject,
     Failover,
     Health,
@@ -138,6 +139,7 @@ def test_keys_without_default_are_those_whose_description_says_how() -> None:
         "session_group",
         "circuits",
         "action",
+        "slow_start",
         "max_age",
         "max_streams_total",
         "max_bytes",
@@ -167,6 +169,7 @@ def test_keys_without_default_are_those_whose_description_says_how() -> None:
         (("failover", "when_none"), WhenNone),
         (("log", "level"), LogLevel),
         (("log", "format"), LogFormat),
+        (("log", "destinations"), Destinations),
         (("rounds", "schedule"), Schedule),
         (("rounds", "on_failure"), OnFailure),
     ],
@@ -267,10 +270,12 @@ failover:
 health:
   eject: {consecutive_failures: 6, base: 40s, max_percent: 70}
   panic: {threshold: 40%%, action: hold}
+  slow_start: 4s
+  degrade: {slower_than: 150%%, interval: 500ms}
   probe: {socks: "tcp:127.0.0.1:9050", targets: ["[2001:db8::7]:80", "example.com:443"], interval: 20s,
     timeout: 7s, rise: 4, fall: 5, quorum: 2, jitter: 30%%, read: 8, budget: 2MB, unused: true}
 rotation: {max_age: 90s, max_streams_total: 11, max_bytes: 2kB, drain: 5s, jitter: 3%%}
-log: {level: debug, format: plain}
+log: {level: debug, format: plain, destinations: full}
 admin: {socket: /s}
 metrics: {textfile: /m.prom, interval: 20s, listen: "[::1]:9955", agent: one}
 rules:
@@ -308,12 +313,14 @@ rounds: {command: [/h, x], interval: 9s, first_after: 1s, rounds: 4, schedule: e
         "redispatch_seconds=2.5, when_contended=<WhenContended.STAND_ASIDE: 'stand-aside'>), "
         "health=Health(eject=Eject(consecutive_failures=6, base_seconds=40.0, max_percent=70), "
         "panic=Panic(threshold=0.4, action=<PanicAction.HOLD: 'hold'>), "
+        "slow_start_seconds=4.0, degrade=Degrade(slower_than=1.5, interval_seconds=0.5), "
         "probe=Probe(socks=TcpAddress(host='127.0.0.1', port=9050), "
         "targets=('[2001:db8::7]:80', 'example.com:443'), interval_seconds=20.0, timeout_seconds=7.0, "
         "rise=4, fall=5, quorum=2, jitter=0.3, read_bytes=8, budget_bytes=2000000, unused=True)), "
         "rotation=Rotation(max_age_seconds=90.0, max_streams_total=11, max_bytes=2000, drain_seconds=5.0, "
         "jitter=0.03), "
-        "log=Log(level=<LogLevel.DEBUG: 'debug'>, format=<LogFormat.PLAIN: 'plain'>), "
+        "log=Log(level=<LogLevel.DEBUG: 'debug'>, format=<LogFormat.PLAIN: 'plain'>, "
+        "destinations=<Destinations.FULL: 'full'>), "
         "admin=Admin(socket='/s'), "
         f"rules={policy.rules}, "
         "rounds=Rounds(command=('/h', 'x'), interval_seconds=9.0, first_after_seconds=1.0, rounds=4, "

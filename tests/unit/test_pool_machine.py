@@ -30,7 +30,7 @@ from circuitloom.model import (
     StopRequested,
     StreamId,
 )
-from circuitloom.policy.health import Panic, PanicAction
+from circuitloom.policy.health import Degrade, Panic, PanicAction
 from circuitloom.policy.path_types import Diversity, PathRules
 from circuitloom.policy.probing import Probe
 from circuitloom.policy.rotation import Rotation
@@ -97,6 +97,18 @@ def rules(names: list[str]) -> st.SearchStrategy[Rule]:
     )
 
 
+def healths() -> st.SearchStrategy[Health]:
+    """Each part on or off."""
+    return st.builds(
+        Health,
+        st.sampled_from([None, Eject(1, 1.0, 50), Eject(2, 3.0, 100)]),
+        st.one_of(st.none(), st.builds(Panic, st.sampled_from([0.5, 1.0]), st.sampled_from(PanicAction))),
+        st.sampled_from([None, 4.0]),
+        st.sampled_from([None, Degrade(1.1, 0.5)]),
+        st.sampled_from([None, *PROBES]),
+    )
+
+
 def rotations() -> st.SearchStrategy[Rotation]:
     """Mostly none; else short lives, by any bound."""
     ages, drains = st.sampled_from([None, 2.0, 30.0]), st.sampled_from([None, 1.0, 20.0])
@@ -150,15 +162,7 @@ def policies(draw: st.DrawFn) -> Policy:
             if purpose is Purpose.CONTROLLER
             else None,
         ),
-        health=Health(
-            draw(st.sampled_from([None, Eject(1, 1.0, 50), Eject(2, 3.0, 100)])),
-            draw(
-                st.one_of(
-                    st.none(), st.builds(Panic, st.sampled_from([0.5, 1.0]), st.sampled_from(PanicAction))
-                )
-            ),
-            draw(st.sampled_from([None, *PROBES])),
-        ),
+        health=draw(healths()),
         rotation=draw(rotations()),
         rules=tuple(draw(st.lists(rules(names), max_size=2))),
         diversity=Diversity(exit=draw(st.booleans())),

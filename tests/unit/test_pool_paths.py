@@ -117,6 +117,40 @@ def test_a_path_that_failed_is_selected_anew_and_at_once_when_another_circuit_is
     assert [letters(command)[0] for command in commands if command.startswith("EXTEND")] == ["A"]
 
 
+@pytest.mark.parametrize("kind", ["", f" ${'A' * 40}~relayA"])
+def test_a_guard_that_no_circuit_reaches_rests_and_is_tried_again(kind: str) -> None:
+    """Tor itself learns nothing of it from circuits over relays that it is told."""
+    policy = policy_of(slot("u"), rebuild=Rebuild(10.0, 10.0, 0.0))
+    driver, asked = driven(policy, snapshot(*(Made(letter) for letter in "ABCDEF"), guards="AF"))
+    firsts = letters(asked[0])[0]
+
+    for number in range(30, 40):
+        driver.reply_to_build(f"250 EXTENDED {number}")
+        driver.tell(f"CIRC {number} FAILED{kind if firsts[-1] == 'A' else ''} REASON=CHANNEL_CLOSED")
+        (command,) = driver.wait(10.0)
+        firsts += letters(command)[0]
+
+    # Where the first hop was reached, it is not the guard that fails.
+    assert firsts == ("AAA" + "A" * 8 if kind else "AAAFFFAAAAA")
+
+
+def test_a_guard_that_works_again_is_forgiven() -> None:
+    policy = policy_of(slot("u"), rebuild=Rebuild(10.0, 10.0, 0.0))
+    driver, _ = driven(policy, snapshot(*(Made(letter) for letter in "ABCDEF"), guards="AF"))
+    for number in (30, 31):
+        driver.reply_to_build(f"250 EXTENDED {number}")
+        driver.tell(f"CIRC {number} FAILED REASON=CHANNEL_CLOSED")
+        (command,) = driver.wait(10.0)
+    driver.build_as_asked(command, 32)
+    (command,) = driver.give(CircuitOrdered(Order.ROTATE, "u"))
+    for number in (33, 34):
+        assert letters(command)[0] == "A"
+        driver.reply_to_build(f"250 EXTENDED {number}")
+        driver.tell(f"CIRC {number} FAILED REASON=CHANNEL_CLOSED")
+        (command,) = driver.wait(10.0)
+    assert letters(command)[0] == "A"
+
+
 # --- exits apart -------------------------------------------------------------------------------------------
 
 

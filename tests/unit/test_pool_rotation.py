@@ -58,6 +58,16 @@ def test_a_circuit_serves_until_its_successor_is_built() -> None:
     assert driver.tell(closed(2)) == ["CLOSECIRCUIT 30 IfUnused"]
 
 
+def test_one_whose_successor_is_on_its_way_is_not_replaced_twice() -> None:
+    driver = balancing(policy_of("a", rotation=AGED))
+    driver.wait(59.9)
+    assert driver.tell("SIGNAL NEWNYM") == [BUILD_A]
+
+    assert driver.wait(0.1) == []
+    driver.build(31)
+    assert driver.circuit("a").circuit_id == "31"
+
+
 def test_a_successor_that_cannot_be_built_leaves_the_old_circuit_in_place() -> None:
     driver = balancing(policy_of("a", rotation=AGED))
     driver.wait(60)
@@ -309,6 +319,19 @@ def test_a_new_identity_needs_no_rotation() -> None:
     assert driver.tell("SIGNAL NEWNYM") == [BUILD_A]
     driver.build(31)
     assert driver.tell(*opened(2, user="alice", epoch=1)) == ["ATTACHSTREAM 2 31; a"]
+
+
+def test_nothing_is_built_for_a_key_that_ends() -> None:
+    driver = balancing(policy_of("a", isolation=Isolation.TOR, rotation=AGED))
+    driver.tell(*opened(1, user="alice"))
+    driver.tell("SIGNAL NEWNYM")
+    driver.build(31)
+
+    # Circuit 30 is as old as 31, and only waits for the end of its stream.
+    assert driver.wait(60) == [BUILD_A]
+    assert driver.said == ["info: circuit a (31) is replaced, make before break: it is 60 s old"]
+    driver.build(32)
+    assert driver.tell(closed(1)) == ["CLOSECIRCUIT 30 IfUnused"]
 
 
 def test_the_agenda_does_not_grow_with_circuits_that_are_gone() -> None:

@@ -12,7 +12,7 @@ import pytest
 from circuitloom.admin import ask, follow
 from circuitloom.cli import main
 from unit.fake_control_port import FakeControlPort
-from unit.service_driver import TAKE_OVER, serve
+from unit.service_driver import TAKE_OVER, serve, wait_until
 
 MARKS = ("marked-destination", "marked-user", "marked-password", "203.0.113.99")
 STREAM = (
@@ -30,7 +30,11 @@ def test_no_destination_and_no_socks_name_or_password_is_told_anywhere(
 ) -> None:
     socket = str(policy_path.parent / "admin.sock")
     policy_path.write_text(policy_path.read_text().replace(", isolation: none", ""))
+    metrics = policy_path.parent / "metrics.prom"
+    with policy_path.open("a") as policy:
+        policy.write(f"metrics: {{textfile: {metrics}, interval: 1s}}\n")
     heard: list[dict[str, Any]] = []
+    told: list[str] = []
 
     def follow_all() -> None:
         heard.extend(follow(socket))
@@ -53,6 +57,8 @@ def test_no_destination_and_no_socks_name_or_password_is_told_anywhere(
         fake.tell('CIRC 30 CLOSED REASON=DESTROYED SOCKS_USERNAME="marked-user"', "STREAM broken")
         for arguments in (["status"], ["status", "--json"], ["explain"], ["explain", "--json"]):
             assert main([*arguments, "--socket", socket]) == 0
+        wait_until(lambda: 'outcome="failed"} 1.0' in metrics.read_text())
+        told.append(metrics.read_text())
         while not heard:
             ask(socket, {"command": "weight", "name": "primary", "weight": 2})
             listening.join(0.05)
@@ -60,7 +66,7 @@ def test_no_destination_and_no_socks_name_or_password_is_told_anywhere(
     assert serve(policy_path, script) == 0
 
     said = capsys.readouterr()
-    everything = "\n".join([said.out, said.err, json.dumps(heard), *log.messages])
+    everything = "\n".join([said.out, said.err, json.dumps(heard), *told, *log.messages])
     assert "attach" in said.out
     assert "circuit" in json.dumps(heard)
     for mark in MARKS:

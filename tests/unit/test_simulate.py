@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -14,6 +15,7 @@ from circuitloom.cli import main
 from circuitloom.model import Purpose
 from circuitloom.policy import read_policy
 from circuitloom.policy.matching import find_rule
+from circuitloom.policy.path_types import Diversity, PathRules, RelayRule
 from circuitloom.policy.types import (
     Adopt,
     Algorithm,
@@ -262,6 +264,39 @@ def test_only_as_many_losses_as_take_a_while_unless_they_are_asked_for() -> None
     assert (len(try_out(policy, *many(20)).losses), try_out(policy, *many(20)).untried) == (16, 14)
     assert len(try_out(policy, *many(20), lose=["c29", "c0"]).losses) == 2
     assert try_out(policy, *many(20), lose=["c29"]).untried == 0
+
+
+def selecting(*paths: PathRules) -> Policy:
+    return policy_of(
+        *(Slot(f"c{number}", path=path) for number, path in enumerate(paths)), min_active=len(paths)
+    )
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        RelayRule(),
+        RelayRule(countries=frozenset({"xy", "de"})),
+        RelayRule(fingerprints=frozenset({"A" * 40, "B" * 40})),
+        RelayRule(nicknames=frozenset({"alpha"})),
+        RelayRule(frozenset({"xy"}), frozenset({"A" * 40}), frozenset({"alpha"})),
+    ],
+)
+def test_relays_are_made_up_so_that_every_path_finds_some(rule: RelayRule) -> None:
+    paths = PathRules(exit=rule), PathRules(middle=rule), PathRules(avoid=rule, ports=((25, 25),))
+    findings = summed(selecting(*paths), *many(30))
+
+    assert findings.is_served
+    assert [circuit.streams for circuit in findings.circuits] == [10, 10, 10]
+
+
+def test_there_are_exits_enough_for_circuits_that_share_none() -> None:
+    policy = replace(
+        selecting(*[PathRules(exit=RelayRule(frozenset({"nl"})))] * 20),
+        diversity=Diversity(exit=True, family=True, subnet=True),
+    )
+
+    assert {circuit.streams for circuit in summed(policy, *many(40)).circuits} == {2}
 
 
 def test_no_stream_no_share() -> None:

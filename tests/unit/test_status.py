@@ -10,11 +10,13 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator
 
+from circuitloom.kinds import Kind
+from circuitloom.model import Announce, Severity
 from circuitloom.policy.probing import Probe
 from circuitloom.policy.types import Failover, Health, Policy, Slot, UnixAddress, WhenNone
-from circuitloom.pool import CircuitSnapshot, PoolSnapshot
+from circuitloom.pool import CircuitSnapshot, Histogram, PoolSnapshot
 from circuitloom.pool.snapshot import ProbeSnapshot
-from circuitloom.status import status_document, status_line, status_table
+from circuitloom.status import event_document, explanation_text, status_document, status_line, status_table
 
 POLICY = Policy((Slot("primary", weight=3), Slot("standby")))
 
@@ -72,7 +74,14 @@ def snapshot(state: str = "balancing", *circuits: CircuitSnapshot, streams: int 
 
 
 def document(of: PoolSnapshot, version: str = "0.4.9.11") -> dict[str, Any]:
-    return status_document(of, POLICY, reason="a reason", tor_version=version, guard_pid=4711)
+    return status_document(
+        of,
+        POLICY,
+        reason="a reason",
+        tor_version=version,
+        guard_pid=4711,
+        country_of=lambda fingerprint: {"C" * 40: "de"}.get(fingerprint, "??"),
+    )
 
 
 @pytest.mark.parametrize(
@@ -134,8 +143,11 @@ def test_the_document_is_json_and_rounded() -> None:
         "weight_share": 0.75,
         "key": 0,
         "is_adopted": False,
+        "weight_factor": 1.0,
+        "is_degraded": False,
         "connect_p50_seconds": None,
         "connect_p99_seconds": None,
+        "exit_country": None,
         "probe": None,
     }
     assert shown["circuits"][1]["age_seconds"] is None
@@ -169,23 +181,18 @@ def test_probes_are_told_circuit_by_circuit() -> None:
     policy = Policy(POLICY.slots, health=Health(probe=Probe(UnixAddress("/s"), ("a:1",))))
     troubled = replace(of, probe_problem="unix:/s: Connection refused")
 
-    shown = status_document(troubled, policy, reason="a reason", tor_version="", guard_pid=None)
+    shown = status_document(
+        troubled, policy, reason="a reason", tor_version="", guard_pid=None, country_of=lambda _: "de"
+    )
 
     assert list(Draft202012Validator(schema).iter_errors(json.loads(json.dumps(shown)))) == []
     probe = schema["properties"]["circuits"]["items"]["properties"]["probe"]
     assert shown["circuits"][0]["probe"].keys() == probe["properties"].keys()
     assert shown["circuits"][0]["probe"]["seconds_ago"] == 1.235
     lines = status_table(shown).splitlines()
-    assert [line[-18:].strip().rpartition("  ")[2].strip() for line in lines[3:11]] == [
-        "PROBE",
-        "up",
-        "down, 1 passed",
-        "up, 2 failed",
-        "unknown",
-        "skipped",
-        "skipped",
-        "-",
-    ]
+    start = next(number for number, line in enumerate(lines) if "PROBE" in line)
+    cells = [line[lines[start].index("PROBE") :].split("  ")[0] for line in lines[start : start + 8]]
+    assert cells == ["PROBE", "up", "down, 1 passed", "up, 2 failed", "unknown", "skipped", "skipped", "-"]
     assert lines[-2:] == [
         "probes: unix:/s: Connection refused",
         "not probed: e: it has carried no stream yet",
@@ -200,19 +207,30 @@ def test_the_document_says_whether_tor_is_there(state: str, is_connected: bool) 
 
 
 def test_the_table_is_as_it_is() -> None:
-    assert status_table(document(snapshot())) == (
+    connects = Histogram()
+    for seconds in (0.08, 0.09, 0.3):
+        connects.observe(seconds, 50)
+    measured = circuit(connects=connects, exit_fingerprint="C" * 40)
+
+    assert status_table(document(snapshot("balancing", measured, WAITING))) == (
         "BALANCING for 1h02m: a reason\n"
         "Tor 0.4.9.11 at unix:/run/tor/control\n"
         "\n"
-        "CIRCUIT           ID  STATE      AGE  STREAMS  ATTACHED  FAILED  SHARE  WEIGHT\n"
-        "primary           30  built    2m05s       12      1500       7  75.1%   75.0%\n"
-        "standby (backup)   -  backoff      -        0         0       0   0.0%  100.0%\n"
+        "CIRCUIT  STATE      AGE  OPEN  TOTAL  FAILED  SHARE  WEIGHT   P50    P99\n"
+        "primary  built    2m05s    12   1500       7  75.1%   75.0%  94ms  297ms\n"
+        "standby  backoff      -     0      0       0   0.0%  backup     -      -\n"
+        "\n"
+        "CIRCUIT  ID  ROLE    PATH (COUNTRY OF ITS EXIT)\n"
+        "primary  30  active  alpha > beta > gamma (de)\n"
+        "standby   -  backup  -\n"
         "\n"
         "12 streams, 2 waiting; since the start 1500 attached, 4 left to Tor, 7 failed"
     )
 
 
 def test_the_table_fits_80_columns_with_names_and_counts_of_a_busy_day() -> None:
+    connects = Histogram()
+    connects.observe(70.0)
     busy = circuit(
         "swarm-12",
         "draining",
@@ -224,10 +242,24 @@ def test_the_table_fits_80_columns_with_names_and_counts_of_a_busy_day() -> None
         share=1.0,
         weight_share=1.0,
         key=0,
+        path=("AnUnnamedRelayOfTor", "A" * 40, "gamma"),
+        exit_fingerprint="D" * 40,
+        is_adopted=True,
+        connects=connects,
     )
 
-    for line in status_table(document(snapshot("balancing", busy))).splitlines()[3:5]:
-        assert len(line) <= 80
+    shown = document(snapshot("balancing", busy))
+    shown["reason"] = "balancing 1024 streams over 12 of 12 circuits for 12 keys, weighted-round-robin"
+    lines = status_table(shown).splitlines()
+
+    assert max(map(len, lines)) <= 80
+    assert lines[:2] == [
+        "BALANCING for 1h02m: 1024 streams over 12 of 12 circuits for 12 keys,",
+        "  weighted-round-robin",
+    ]
+    assert "10.0M" in lines[5]
+    assert "10.0s" in lines[5]
+    assert lines[8].endswith("adopted  AnUnnamedRela\u2026 > AAAAAAAA > gamma (??)")
 
 
 def test_a_tor_whose_version_is_unknown() -> None:
@@ -249,7 +281,44 @@ def test_circuits_of_several_keys_show_whose_they_are() -> None:
 
     assert status_line(both, POLICY, "").endswith("over 2 of 2 circuits for 2 keys, weighted-round-robin")
     assert status_table(document(both)).splitlines()[3:6] == [
-        "CIRCUIT  KEY  ID  STATE    AGE  STREAMS  ATTACHED  FAILED  SHARE  WEIGHT",
-        "primary    0  30  built  2m05s       12      1500       7  75.1%   75.0%",
-        "primary    3  31  built  2m05s       12      1500       7  75.1%   75.0%",
+        "CIRCUIT  KEY  STATE    AGE  OPEN  TOTAL  FAILED  SHARE  WEIGHT  P50  P99",
+        "primary    0  built  2m05s    12   1500       7  75.1%   75.0%    -    -",
+        "primary    3  built  2m05s    12   1500       7  75.1%   75.0%    -    -",
     ]
+
+
+def test_an_event_names_its_kind_and_what_it_is_about() -> None:
+    ejected = Announce(Severity.WARNING, "it is out", Kind.CIRCUIT_EJECTED, "heavy", "12")
+
+    assert event_document(ejected, at=1.23456) == {
+        "time": 1.235,
+        "severity": "warning",
+        "event": "circuit-ejected",
+        "message": "it is out",
+        "circuit": "heavy",
+        "circuit_id": "12",
+    }
+
+
+@pytest.mark.parametrize("shows", [True, False])
+def test_an_explanation_shows_destinations_where_the_answer_has_them(*, shows: bool) -> None:
+    decision = {
+        "stream": "7",
+        "seconds_ago": 3.0,
+        "did": "attach",
+        "circuit": "heavy",
+        "circuit_id": "12",
+        "why": None,
+        **({"destination": "example.com:443"} if shows else {}),
+    }
+    answer = {"stream": "7", "algorithm": "first", "decisions": [decision], "candidates": []}
+
+    lines = explanation_text(answer).splitlines()[2:4]
+    assert lines == (
+        [
+            "STREAM  AGO  CIRCUIT  ID  DESTINATION      WHY",
+            "     7   3s  heavy    12  example.com:443  its turn by first",
+        ]
+        if shows
+        else ["STREAM  AGO  CIRCUIT  ID  WHY", "     7   3s  heavy    12  its turn by first"]
+    )

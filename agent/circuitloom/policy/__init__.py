@@ -13,7 +13,7 @@ Each stage goes on over the faults of the stage before it, so one run of ``circu
 
 from __future__ import annotations
 
-from circuitloom.policy.operating import Log, LogFormat, LogLevel, Metrics
+from circuitloom.policy.operating import Destinations, Log, LogFormat, LogLevel, Metrics
 from circuitloom.policy.parse import check_policy, parse_policy, read_policy
 from circuitloom.policy.rotation import Rotation
 from circuitloom.policy.schema import schema_text
@@ -53,6 +53,7 @@ __all__ = [
     "Balance",
     "ColdStart",
     "ControlAddress",
+    "Destinations",
     "Eject",
     "Failover",
     "Health",

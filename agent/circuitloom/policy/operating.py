@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-__all__ = ["Log", "LogFormat", "LogLevel", "Metrics"]
+__all__ = ["Destinations", "Log", "LogFormat", "LogLevel", "Metrics"]
 
 
 class LogLevel(StrEnum):
@@ -18,11 +18,19 @@ class LogLevel(StrEnum):
 
 
 class LogFormat(StrEnum):
-    """``journal`` prefixes each line with ``<priority>``; ``auto`` does so under systemd only."""
+    """How a line looks; ``auto`` is ``journal`` where the journal reads standard error, else ``plain``."""
 
     AUTO = "auto"
     JOURNAL = "journal"
     PLAIN = "plain"
+    JSON = "json"
+
+
+class Destinations(StrEnum):
+    """Whether log and ``explain`` may show where streams go."""
+
+    SCRUB = "scrub"
+    FULL = "full"
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +39,7 @@ class Log:
 
     level: LogLevel = LogLevel.INFO
     format: LogFormat = LogFormat.AUTO
+    destinations: Destinations = Destinations.SCRUB
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from enum import StrEnum
 from ipaddress import IPv4Network, IPv6Network
 
 from circuitloom.model import Purpose
-from circuitloom.policy.health import Panic
+from circuitloom.policy.health import Degrade, Panic
 from circuitloom.policy.operating import Log, Metrics
 from circuitloom.policy.path_types import Diversity, PathRules
 from circuitloom.policy.probing import Probe
@@ -357,11 +357,15 @@ class Health:
     Attributes:
         eject: When one takes no streams for a while.
         panic: What happens when that leaves too few.
+        slow_start_seconds: How long a fresh circuit takes to have all of its weight.
+        degrade: When a slow one loses weight.
         probe: How it is found out whether they do.
     """
 
     eject: Eject | None = None
     panic: Panic | None = None
+    slow_start_seconds: float | None = None
+    degrade: Degrade | None = None
     probe: Probe | None = None
 
 

@@ -1,7 +1,7 @@
 """The decision core: circuits, streams and who attaches them, as one pure state machine."""
 
 from circuitloom.pool.core import Attachment, Pool
-from circuitloom.pool.decisions import Explanation
+from circuitloom.pool.decisions import Explanation, shows_destinations
 from circuitloom.pool.snapshot import CircuitSnapshot, PoolSnapshot
 from circuitloom.pool.tally import Histogram, Tally
 
@@ -13,4 +13,5 @@ __all__ = [
     "Pool",
     "PoolSnapshot",
     "Tally",
+    "shows_destinations",
 ]

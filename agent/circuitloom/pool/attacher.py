@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from circuitloom.kinds import Kind
 from circuitloom.model import (
     DOUBT_SECONDS,
     TOR_CHOOSES,
@@ -286,7 +287,8 @@ class Attacher(Dispatcher):
             return
         if event.circuit_id == TOR_CHOOSES:
             if event.code != 555:
-                self._emit(Announce(Severity.WARNING, f"Tor does not take stream {event.stream_id} back"))
+                what = f"Tor does not take stream {event.stream_id} back"
+                self._emit(Announce(Severity.WARNING, what, Kind.STREAM_RELEASED, stream_id=event.stream_id))
             return
         circuit = stream.circuit
         if circuit is None or circuit.circuit_id != event.circuit_id:

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from heapq import heappop, heappush
 
+from circuitloom.kinds import Kind
 from circuitloom.model import (
     Action,
     Announce,
@@ -111,7 +112,7 @@ class Builder:
             state = next(iter(self._wanted))
             del self._wanted[state]
             slot = state.slot
-            hops = self.planner.plan(state, slot.path) if isinstance(slot.path, PathRules) else ()
+            hops = self.planner.plan(state, slot.path, now=now) if isinstance(slot.path, PathRules) else ()
             if hops is None:
                 self._unplanned[state] = None
                 continue
@@ -138,7 +139,8 @@ class Builder:
         delay *= 1 + rebuild.jitter * (2 * self.uniform() - 1)
         state.failures += 1
         self.want_at(state, now + delay)
-        self._emit(Announce(Severity.WARNING, f"{what}, trying again in {delay:.1f} s"))
+        what = f"{what}, trying again in {delay:.1f} s"
+        self._emit(Announce(Severity.WARNING, what, Kind.CIRCUIT_FAILED, state.slot.name))
 
     def want_at(self, state: SlotState, at: float) -> None:
         """Build for the slot, but not before ``at`` (seconds of the pool's clock)."""

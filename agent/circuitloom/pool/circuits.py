@@ -14,7 +14,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
-from circuitloom.health import Alarm
+from circuitloom.health import LEAST, WHOLE, Alarm
+from circuitloom.kinds import Kind
 from circuitloom.model import Action, CircuitEvent, CircuitId, CircuitStatus, Purpose, RecordedCircuit
 from circuitloom.policy.health import PanicAction
 from circuitloom.policy.types import Policy, Role, Slot
@@ -199,7 +200,9 @@ class Circuits(Succession):
             if not is_same or circuit.state is CircuitState.LAUNCHED:
                 self._forget(circuit)
                 if circuit.is_adopted:
-                    self._say(f"circuit {circuit.label} is gone: Tor has it no more")
+                    self._say(
+                        f"circuit {circuit.label} is gone: Tor has it no more", Kind.CIRCUIT_CLOSED, circuit
+                    )
                 continue
             circuit.streams = 0
             is_doubtful = isolates and circuit.key is None and circuit.purpose is Purpose.GENERAL
@@ -239,11 +242,15 @@ class Circuits(Succession):
         match event.status:
             case CircuitStatus.BUILT:
                 if circuit.state is CircuitState.LAUNCHED:
+                    if circuit.path:
+                        self._builder.planner.guard_worked(circuit.path[0].fingerprint)
                     circuit.path = event.path
                     self._builder.finish(circuit, now=now)
                     self._serve(circuit, "built", now=now)
                     self.is_cold = self.is_cold and not self.is_ready
             case CircuitStatus.FAILED | CircuitStatus.CLOSED:
+                if circuit.state is CircuitState.LAUNCHED and circuit.path and not event.path:
+                    self._builder.planner.guard_failed(circuit.path[0].fingerprint, now=now)
                 self.lose(circuit, _reason(event), now=now)
             case CircuitStatus.PURPOSE_CHANGED:
                 if purpose not in _OUR_PURPOSES:
@@ -264,14 +271,18 @@ class Circuits(Succession):
             self._forget(circuit)
             if lived_seconds >= self._builder.rebuild.initial_seconds:
                 state.failures = 0
-                self._say(f"circuit {circuit.label} closed ({reason}), building another")
+                self._say(
+                    f"circuit {circuit.label} closed ({reason}), building another",
+                    Kind.CIRCUIT_CLOSED,
+                    circuit,
+                )
                 self._builder.want(state)
             else:
                 self._builder.back_off(state, f"circuit {circuit.label} closed at once ({reason})", now)
         else:
             self._forget(circuit)
             suffix = ", and the agent did not build it: it is not replaced" if circuit.is_adopted else ""
-            self._say(f"circuit {circuit.label} closed ({reason}){suffix}")
+            self._say(f"circuit {circuit.label} closed ({reason}){suffix}", Kind.CIRCUIT_CLOSED, circuit)
 
     def condemn(self, circuit: Circuit, *, now: float) -> None:
         """Tor will close the circuit soon, for a stream that failed on it: replace it before it is missed."""
@@ -286,7 +297,8 @@ class Circuits(Succession):
         state = circuit.slot
         is_to_replace = state.is_ours_to_build and state.building is None
         if circuit is state.circuit and is_to_replace and self._is_kept(state):
-            self._say(f"circuit {circuit.label} {why}, building another")
+            what = f"circuit {circuit.label} {why}, building another"
+            self._say(what, Kind.CIRCUIT_REPLACED, circuit)
             circuit.failed_targets.clear()
             state.is_outdated = True
             self._builder.want(state)
@@ -303,7 +315,8 @@ class Circuits(Succession):
                     self._rotation.end(state.circuit)
                 self._builder.want(state)
             elif state.circuit is not None and name is None:
-                self._say(f"circuit {state.circuit.label} serves on until another is adopted, or it closes")
+                what = f"circuit {state.circuit.label} serves on until another is adopted, or it closes"
+                self._say(what, Kind.CIRCUIT_REPLACED, state.circuit)
 
     def handle_drained(self) -> None:
         """Other slots than before are drained now."""
@@ -377,6 +390,7 @@ class Circuits(Succession):
             assert (circuit.state is CircuitState.BUILT) == (circuit.slot.circuit is circuit)
             assert circuit.streams == streams.get(circuit, 0)
             assert circuit.is_candidate == self._may_serve(circuit)
+            assert LEAST <= self._fitness.tenths(circuit) <= WHOLE
             if circuit.is_candidate and self.key is not None:
                 assert circuit.key in {None, self.key}
         for name, state in self.slots.items():

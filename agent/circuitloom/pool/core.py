@@ -15,6 +15,7 @@ from collections.abc import Callable
 from enum import StrEnum
 from typing import Any
 
+from circuitloom.kinds import Kind
 from circuitloom.model import (
     LEAVE_UNATTACHED,
     Action,
@@ -54,7 +55,7 @@ from circuitloom.pool.attacher import Attacher
 from circuitloom.pool.builder import Builder
 from circuitloom.pool.built import built_circuits
 from circuitloom.pool.contention import PAUSE_SECONDS, Contention
-from circuitloom.pool.decisions import Decisions, Explanation, candidates
+from circuitloom.pool.decisions import Decisions, Explanation, candidates, shows_destinations
 from circuitloom.pool.keys import Keys
 from circuitloom.pool.orders import carry_out
 from circuitloom.pool.planner import Planner
@@ -117,12 +118,12 @@ class Pool:
         self._contention = Contention()
         self._on_stream = self._attacher.on_stream
         self._decisions = Decisions()
+        self._shown_streams = self._attacher.streams if shows_destinations(policy) else None
         self._attachment = Attachment.DISCONNECTED
         self._since = now
         self._take_over_at: float | None = None
         self._dispatch: dict[type[Any], Callable[[Any, float], None]] = {
             CircuitEvent: self._on_circuit,
-            CircuitBandwidth: self._on_bandwidth,
             ConfChanged: self._on_conf_changed,
             SignalReceived: self._on_signal,
             NetworkReady: self._on_network_ready,
@@ -169,11 +170,15 @@ class Pool:
                 self._evaluate(now)
             elif self._builder.is_anything_wanted:
                 self._builder.fill(now)
+        elif isinstance(event, CircuitBandwidth):
+            # As frequent as streams: those that wait are not looked at for it.
+            self._on_bandwidth(event)
+            self._builder.fill(now)
         else:
             self._dispatch[type(event)](event, now)
             self._evaluate(now)
         if actions:
-            self._decisions.remember(actions, now)
+            self._decisions.remember(actions, now, self._shown_streams)
         return actions
 
     @property
@@ -215,7 +220,10 @@ class Pool:
         if self._take_over_at == FOR_EVER:
             self._take_over_at = None
         self._evaluate(now)
-        self._decisions.remember(actions, now)
+        self._shown_streams = self._attacher.streams if shows_destinations(policy) else None
+        if self._shown_streams is None:
+            self._decisions.scrub()
+        self._decisions.remember(actions, now, self._shown_streams)
         return actions
 
     def renew_relays(self, relays: Relays, *, now: float) -> list[Action]:
@@ -227,7 +235,7 @@ class Pool:
         self._builder.handle_relays()
         self._keys.renew_relays()
         self._evaluate(now)
-        self._decisions.remember(actions, now)
+        self._decisions.remember(actions, now, self._shown_streams)
         return actions
 
     @property
@@ -270,6 +278,11 @@ class Pool:
         """Why this stream, or each of the last ones, went where it went."""
         stream = None if stream_id is None else self._attacher.streams.get(stream_id)
         return Explanation(self._decisions.tell(stream_id, now=now), candidates(self._keys, stream, now=now))
+
+    def shown_target(self, stream_id: StreamId) -> str:
+        """`` to host:port``, if the policy lets destinations be shown and it is known; else nothing."""
+        stream = None if self._shown_streams is None else self._shown_streams.get(stream_id)
+        return f" to {stream.target}" if stream is not None and stream.target else ""
 
     def snapshot(self, *, now: float) -> PoolSnapshot:
         """The state as values, for the status."""
@@ -357,7 +370,7 @@ class Pool:
             circuit.slot.owner.handle_event(circuit, event, now=now)
             self._keys.sweep()
 
-    def _on_bandwidth(self, event: CircuitBandwidth, _now: float) -> None:
+    def _on_bandwidth(self, event: CircuitBandwidth) -> None:
         circuit = self._builder.by_id.get(event.circuit_id)
         if circuit is not None:
             self._rotation.count_bytes(circuit, event.read_bytes + event.written_bytes)
@@ -405,7 +418,7 @@ class Pool:
             if self._keys.is_ready and self._take_over_at is None:
                 self._enter(Attachment.BALANCING, now)
                 self._emit(TakeOver())
-                self._emit(Announce(Severity.INFO, "taking stream attachment over from Tor"))
+                self._emit(Announce(Severity.INFO, "taking stream attachment over from Tor", Kind.TAKEN_OVER))
         elif (
             self._attachment is Attachment.BALANCING
             and self._policy.failover.when_none is WhenNone.TOR
@@ -426,7 +439,7 @@ class Pool:
         self._enter(attachment, now)
         self._emit(GiveBack())
         severity = Severity.INFO if attachment is Attachment.STOPPING else Severity.WARNING
-        self._emit(Announce(severity, f"giving stream attachment back to Tor: {why}"))
+        self._emit(Announce(severity, f"giving stream attachment back to Tor: {why}", Kind.GIVEN_BACK))
         self._attacher.release_waiting(why)
 
     def _on_conf_changed(self, event: ConfChanged, now: float) -> None:
@@ -439,7 +452,11 @@ class Pool:
         # A SIGHUP to Tor re-reads torrc and so resets the option (tor-facts 4); no stream has to wait until
         # we know whether it was that.
         self._emit(TakeOver())
-        self._emit(Announce(Severity.WARNING, "Tor reset the option: taking stream attachment over again"))
+        self._emit(
+            Announce(
+                Severity.WARNING, "Tor reset the option: taking stream attachment over again", Kind.TAKEN_OVER
+            )
+        )
 
     def _on_foreign(self) -> None:
         now = self._attacher.now
@@ -452,7 +469,9 @@ class Pool:
         if self._policy.failover.when_contended is WhenContended.STAND_ASIDE:
             self._stand_aside(what, now, FOR_EVER)
         else:
-            self._emit(Announce(Severity.WARNING, f"{what}: only one of us can, end the other one"))
+            self._emit(
+                Announce(Severity.WARNING, f"{what}: only one of us can, end the other one", Kind.CONTENDED)
+            )
 
     def _stand_aside(self, what: str, now: float, seconds: float) -> None:
         until = "until a reload" if seconds == FOR_EVER else f"for {seconds:g} s"
@@ -467,9 +486,10 @@ class Pool:
     def _on_signal(self, event: SignalReceived, _now: float) -> None:
         if event.name == "RELOAD":
             self._contention.reloaded()
-            self._emit(Announce(Severity.INFO, "Tor re-read its configuration"))
+            self._emit(Announce(Severity.INFO, "Tor re-read its configuration", Kind.TOR_RELOADED))
         elif event.name == "NEWNYM":
-            self._emit(Announce(Severity.INFO, "a new identity was asked for: renewing all circuits"))
+            what = "a new identity was asked for: renewing all circuits"
+            self._emit(Announce(Severity.INFO, what, Kind.NEW_IDENTITY))
             self._keys.handle_new_identity()
 
     def _on_take_over_refused(self, event: TakeOverRefused, now: float) -> None:
@@ -486,7 +506,15 @@ class Pool:
         place = self._place_for(event)
         if isinstance(place, str):
             what = f"circuit {event.line.circuit_id} is not adopted as {event.name}"
-            self._emit(Announce(Severity.WARNING, f"{what}: {place}"))
+            self._emit(
+                Announce(
+                    Severity.WARNING,
+                    f"{what}: {place}",
+                    Kind.CIRCUIT_ADOPTED,
+                    event.name,
+                    event.line.circuit_id,
+                )
+            )
             return
         place.owner.adopt_foreign(event.name, event.line, now=now)
         for stream in event.streams:

@@ -5,19 +5,21 @@ Rules of this file:
 * A decision is remembered as the action that carried it out; remembering costs an append.
 * What stood against each circuit is told as it is now, when somebody asks: a copy of every circuit with every
   stream would cost more than the stream.
-* It holds ids, names of the policy and words of ours: no destination, no SOCKS name.
+* It holds ids, names of the policy and words of ours; a destination only while the policy lets it be shown, a
+  SOCKS name never.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from circuitloom.health import HELD
-from circuitloom.model import Action, AttachStream, CloseStream, ReleaseStream
+from circuitloom.model import Action, AttachStream, CloseStream, ReleaseStream, StreamId
 from circuitloom.policy.health import PanicAction
-from circuitloom.policy.types import Role
+from circuitloom.policy.operating import Destinations
+from circuitloom.policy.types import Policy, Role
 from circuitloom.pool.circuits import Circuits
 from circuitloom.pool.slots import SlotState
 from circuitloom.pool.streams import Stream
@@ -39,6 +41,7 @@ class Decision:
         circuit: The policy's name of the circuit, of an attachment.
         circuit_id: Tor's id of it.
         why: In words, unless it was attached in its turn.
+        target: Where the stream goes, if the policy lets that be shown.
     """
 
     stream_id: str
@@ -47,6 +50,7 @@ class Decision:
     circuit: str | None
     circuit_id: str | None
     why: str | None
+    target: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,19 +88,32 @@ class Decisions:
     """The last decisions."""
 
     def __init__(self) -> None:
-        self._ring: deque[tuple[float, Decided]] = deque(maxlen=MAX_DECISIONS)
+        self._ring: deque[tuple[float, Decided, str | None]] = deque(maxlen=MAX_DECISIONS)
 
-    def remember(self, actions: Iterable[Action], now: float) -> None:
-        """Keep those of the actions that decide on a stream."""
+    def remember(
+        self, actions: Iterable[Action], now: float, streams: Mapping[StreamId, Stream] | None
+    ) -> None:
+        """Keep those of the actions that decide on a stream.
+
+        Args:
+            actions: All that were decided.
+            now: When (seconds of the pool's clock).
+            streams: Where their destinations are found; None: they are not kept.
+        """
         for action in actions:
             if isinstance(action, (AttachStream, ReleaseStream, CloseStream)):
-                self._ring.append((now, action))
+                stream = None if streams is None else streams.get(action.stream_id)
+                self._ring.append((now, action, None if stream is None else stream.target))
+
+    def scrub(self) -> None:
+        """Forget every destination."""
+        self._ring = deque(((at, action, None) for at, action, _ in self._ring), maxlen=MAX_DECISIONS)
 
     def tell(self, stream_id: str | None, *, now: float) -> tuple[Decision, ...]:
         """The decisions on this stream, or on all, newest last."""
         return tuple(
-            _decision(action, now - at)
-            for at, action in self._ring
+            _decision(action, now - at, target)
+            for at, action, target in self._ring
             if stream_id is None or action.stream_id == stream_id
         )
 
@@ -117,11 +134,16 @@ def candidates(keys: Iterable[Circuits], stream: Stream | None, *, now: float) -
     )
 
 
-def _decision(action: Decided, seconds_ago: float) -> Decision:
+def _decision(action: Decided, seconds_ago: float, target: str | None) -> Decision:
     if isinstance(action, AttachStream):
-        return Decision(action.stream_id, seconds_ago, "attach", action.name, action.circuit_id, None)
+        return Decision(action.stream_id, seconds_ago, "attach", action.name, action.circuit_id, None, target)
     did = "release" if isinstance(action, ReleaseStream) else "close"
-    return Decision(action.stream_id, seconds_ago, did, None, None, action.why)
+    return Decision(action.stream_id, seconds_ago, did, None, None, action.why, target)
+
+
+def shows_destinations(policy: Policy) -> bool:
+    """Whether the policy lets anybody see where streams go."""
+    return policy.log.destinations is Destinations.FULL
 
 
 def _candidate(state: SlotState, circuits: Circuits, stream: Stream | None, now: float) -> Candidate:
@@ -151,7 +173,10 @@ def _why(state: SlotState, circuits: Circuits, now: float) -> str:
     if state.circuit is None:
         return "is being built" if state.retry_at is None else "waits to be built again"
     if state.circuit.is_candidate:
-        return "takes streams in its turn" + (", until its successor is built" if state.is_outdated else "")
+        factor = circuits.weight_factor(state.circuit, now=now)
+        reduced = "" if factor == 1 else f", with {factor:.0%} of its weight"
+        replaced = ", until its successor is built" if state.is_outdated else ""
+        return f"takes streams in its turn{reduced}{replaced}"
     return _why_not(state, circuits, circuits.ejected_until(state.circuit), now)
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from circuitloom.kinds import Kind
 from circuitloom.model import TOR_CHOOSES, Action, Announce, CloseCircuit, Purpose, Severity
 from circuitloom.policy.health import PanicAction
 from circuitloom.policy.types import (
@@ -270,11 +271,13 @@ class Dispatcher(StreamTable):
             for stream in self.streams.values()
         ):
             self._rotation.postpone(circuit)
-        elif circuit.circuit_id is not None:
+        else:
+            assert circuit.circuit_id is not None, "what drains was BUILT"
             self._rotation.cut(circuit)
             left = "1 stream" if circuit.streams == 1 else f"{circuit.streams} streams"
             message = f"circuit {circuit.label} is closed with {left}: its time to drain is over"
-            self._emit(Announce(Severity.INFO, message))
+            name = circuit.slot.slot.name
+            self._emit(Announce(Severity.INFO, message, Kind.CIRCUIT_CLOSED, name, circuit.circuit_id))
             self._emit(CloseCircuit(circuit.circuit_id, is_forced=True))
 
     def _accuse(self, stream: Stream, circuit: Circuit) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from heapq import heappop, heappush
 from itertools import count
 
+from circuitloom.kinds import Kind
 from circuitloom.model import Action, Announce, Severity
 from circuitloom.pool.circuits import Circuits
 from circuitloom.pool.slots import Circuit
@@ -43,7 +44,8 @@ class Ejections:
         circuit.slot.tally.ejections += 1
         heappush(self._returns, (until, next(self._numbers), owner))
         what = f"circuit {circuit.label} ejected for {until - now:g} s: streams in a row failed on it"
-        self._emit(Announce(Severity.WARNING, what))
+        name, circuit_id = circuit.slot.slot.name, circuit.circuit_id or ""
+        self._emit(Announce(Severity.WARNING, what, Kind.CIRCUIT_EJECTED, name, circuit_id))
         return True
 
     def next_deadline(self) -> float | None:

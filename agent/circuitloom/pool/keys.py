@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from heapq import heappop, heappush
 
+from circuitloom.kinds import Kind
 from circuitloom.model import (
     Action,
     Announce,
@@ -171,7 +172,8 @@ class Keys:
                 slot.owner.adopt(line, event, now=now)
             elif line.is_adopted:
                 what = f"circuit {line.name} ({line.circuit_id}) is not taken over again"
-                self._emit(Announce(Severity.WARNING, f"{what}: adopt it anew, or another"))
+                what = f"{what}: adopt it anew, or another"
+                self._emit(Announce(Severity.WARNING, what, Kind.CIRCUIT_CLOSED, line.name, line.circuit_id))
             else:
                 self._emit(CloseCircuit(line.circuit_id))
         if records:
@@ -367,7 +369,8 @@ class Keys:
         self._retired.append(circuits)
         self.has_made_room = True
         if circuits.key is not None and circuits.key != ONE_FOR_ALL:
-            self._emit(Announce(Severity.INFO, f"key {circuits.number} is no longer used, its circuits end"))
+            what = f"key {circuits.number} is no longer used, its circuits end"
+            self._emit(Announce(Severity.INFO, what, Kind.KEY_ENDED))
         self._replenish()
         self.sweep()
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 
+from circuitloom.kinds import Kind
 from circuitloom.model import Action, Announce, CircuitOrdered, CloseCircuit, Order, Severity
 from circuitloom.policy.types import Policy
 from circuitloom.pool.builder import Builder
@@ -61,7 +62,7 @@ def carry_out(
             message = f"circuit {name} is closed with its streams as the operator asked"
             if any(circuit.is_adopted for _, circuit in named):
                 message = f"circuit {name} stays where another controller built it: that one may close it"
-    emit(Announce(Severity.INFO, message))
+    emit(Announce(Severity.INFO, message, Kind.ORDERED, name))
     return policy
 
 

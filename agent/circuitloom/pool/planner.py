@@ -5,16 +5,25 @@ Rules of this file:
 * Without a snapshot of the consensus there is no plan; whoever wants one waits for it.
 * The exits of all circuits of a key count as taken, also of those that are being built or drain; those of the
   slot's own circuits, which this one succeeds, do not.
+* Tor learns that a guard is down from its own circuits only, and may build none: a guard that ours cannot
+  reach rests for a while, if there is another.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 
 from circuitloom.model import Hop
 from circuitloom.paths import Beside, NoPath, PortPolicy, Relays, breaks, select_path
 from circuitloom.policy.path_types import Diversity, PathRules
 from circuitloom.pool.slots import SlotState
+
+GUARD_FAILURES = 3
+"""In a row, of all circuits together; one or two may be the network's."""
+
+GUARD_REST_SECONDS = 60.0
+"""After which it is tried once more."""
 
 
 class Planner:
@@ -32,13 +41,41 @@ class Planner:
         self.diversity = diversity
         self._uniform = uniform
         self.relays: Relays | None = None
+        self._failures: dict[str, int] = {}
+        self._resting: dict[str, float] = {}
 
-    def plan(self, state: SlotState, rules: PathRules) -> tuple[Hop, ...] | NoPath | None:
-        """The relays of the slot's next circuit, or why there are none; None: nobody knows yet."""
+    def guard_failed(self, guard: str, *, now: float) -> None:
+        """A circuit did not get as far as its first hop.
+
+        Args:
+            guard: The fingerprint of that.
+            now: The time (seconds of the pool's clock).
+        """
+        self._failures[guard] = self._failures.get(guard, 0) + 1
+        if self._failures[guard] >= GUARD_FAILURES:
+            self._resting[guard] = now + GUARD_REST_SECONDS
+
+    def guard_worked(self, guard: str) -> None:
+        """A circuit was built over this first hop."""
+        self._failures.pop(guard, None)
+        self._resting.pop(guard, None)
+
+    def plan(self, state: SlotState, rules: PathRules, *, now: float) -> tuple[Hop, ...] | NoPath | None:
+        """The relays of the slot's next circuit, or why there are none; None: nobody knows yet.
+
+        Args:
+            state: The slot.
+            rules: What its path has to be.
+            now: The time (seconds of the pool's clock).
+        """
         if self.relays is None:
             return None
+        relays = self.relays
+        awake = tuple(guard for guard in relays.guards if self._resting.get(guard, now) <= now)
+        if 0 < len(awake) < len(relays.guards):
+            relays = dataclasses.replace(relays, guards=awake)
         beside = _beside(state, rules)
-        path = select_path(self.relays, rules, diversity=self.diversity, beside=beside, uniform=self._uniform)
+        path = select_path(relays, rules, diversity=self.diversity, beside=beside, uniform=self._uniform)
         if isinstance(path, NoPath):
             return path
         return tuple(Hop(relay.fingerprint, relay.nickname) for relay in path)

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from heapq import heappop, heappush
 
 from circuitloom.checks import Check, Checkup, Targets, Verdict, first_due, next_due
+from circuitloom.kinds import Kind
 from circuitloom.model import (
     Action,
     Announce,
@@ -293,7 +294,11 @@ class Probes:
         if not self._has_told_unfit:
             self._has_told_unfit = True
             what = f"circuit {circuit.label}, like others of its kind, is not probed: {checkup.why_not}"
-            self._emit(Announce(Severity.WARNING, what))
+            self._tell(what, Kind.PROBES, circuit)
+
+    def _tell(self, what: str, kind: Kind, circuit: Circuit) -> None:
+        name, circuit_id = circuit.slot.slot.name, circuit.circuit_id or ""
+        self._emit(Announce(Severity.WARNING, what, kind, name, circuit_id))
 
     def _conclude(self, circuit: Circuit, checkup: Checkup, verdict: Verdict) -> None:
         rule = self._rule
@@ -308,7 +313,7 @@ class Probes:
         if checkup.is_down and owner.take_down(circuit):
             failed = "its last probe" if rule.fall == 1 else f"{rule.fall} probes in a row"
             what = f"circuit {circuit.label} is down: {failed} failed"
-            self._emit(Announce(Severity.WARNING, what))
+            self._tell(what, Kind.CIRCUIT_DOWN, circuit)
             owner.replace(circuit, "is down")
             self._on_change()
         elif was_down and not checkup.is_down:

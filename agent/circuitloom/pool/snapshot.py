@@ -55,7 +55,10 @@ class CircuitSnapshot:
         weight_share: Its part of the weights of its tier and key, 0 to 1.
         key: The number of the isolation key that it is for, from 0.
         is_adopted: Whether another controller built it, or has to.
+        weight_factor: Which part of its weight counts now, 0.1 to 1: less while it is fresh or degraded.
+        is_degraded: Whether it has lost weight because it is much slower than the others.
         connects: How long streams on the circuit took to connect.
+        exit_fingerprint: Of its last relay, once it is built.
         probe: What its probes found; None: nothing is probed, or there is no circuit.
     """
 
@@ -74,7 +77,10 @@ class CircuitSnapshot:
     weight_share: float
     key: int
     is_adopted: bool = False
+    weight_factor: float = 1.0
+    is_degraded: bool = False
     connects: Histogram = field(default_factory=Histogram)
+    exit_fingerprint: str | None = None
     probe: ProbeSnapshot | None = None
 
 
@@ -144,9 +150,9 @@ def count_guards(keys: Keys) -> tuple[int, ...]:
 def _snapshot_key(circuits: Circuits, now: float) -> list[CircuitSnapshot]:
     states = list(circuits.slots.values())
     attached = sum(state.attached_total for state in states)
-    weights: dict[str, int] = {}
+    weights: dict[str, float] = {}
     for state in states:
-        weights[state.slot.role] = weights.get(state.slot.role, 0) + _weight(state)
+        weights[state.slot.role] = weights.get(state.slot.role, 0.0) + _weight(state, now)
     return [
         _snapshot(
             state,
@@ -154,7 +160,7 @@ def _snapshot_key(circuits: Circuits, now: float) -> list[CircuitSnapshot]:
             _word(state),
             (
                 state.attached_total / attached if attached else 0.0,
-                _weight(state) / (weights[state.slot.role] or 1),
+                _weight(state, now) / (weights[state.slot.role] or 1.0),
             ),
             now=now,
         )
@@ -162,11 +168,13 @@ def _snapshot_key(circuits: Circuits, now: float) -> list[CircuitSnapshot]:
     ]
 
 
-def _weight(state: SlotState) -> int:
+def _weight(state: SlotState, now: float) -> float:
     """What counts of its weight: nothing while it is drained, or out and there is no panic."""
     is_away = _word(state) in {"ejected", "down"} and state.owner.panic is not PanicAction.ALL
-    is_out = state.slot.name in state.owner.drained or is_away
-    return 0 if is_out else state.slot.weight
+    if is_away or state.slot.name in state.owner.drained:
+        return 0.0
+    factor = 1.0 if state.circuit is None else state.owner.weight_factor(state.circuit, now=now)
+    return state.slot.weight * factor
 
 
 def _word(state: SlotState) -> str:
@@ -200,7 +208,10 @@ def _snapshot(
         weight_share=shares[1],
         key=state.owner.number,
         is_adopted=not state.is_ours_to_build if circuit is None else circuit.is_adopted,
+        weight_factor=state.owner.weight_factor(circuit, now=now) if circuit else 1.0,
+        is_degraded=circuit is not None and state.owner.is_degraded(circuit),
         connects=circuit.connects if circuit else Histogram(),
+        exit_fingerprint=circuit.path[-1].fingerprint if circuit and circuit.path else None,
         probe=_snapshot_probe(circuit.checkup, now) if circuit and circuit.checkup else None,
     )
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
+from circuitloom.kinds import Kind
 from circuitloom.policy.path_types import PathRules
 from circuitloom.pool.slots import Circuit, CircuitState, SlotState
 from circuitloom.pool.tiers import Tiers
@@ -37,7 +38,8 @@ class Succession(Tiers):
         is_replaced = state.is_outdated or not (state.is_ours_to_build and self._is_kept(state))
         if circuit is state.circuit and not is_replaced:
             state.is_outdated = True
-            self._say(f"circuit {circuit.label} is replaced, make before break: {why}")
+            what = f"circuit {circuit.label} is replaced, make before break: {why}"
+            self._say(what, Kind.CIRCUIT_REPLACED, circuit)
             self._builder.want(state)
 
     def _serve(self, circuit: Circuit, what: str, *, now: float) -> None:
@@ -52,10 +54,12 @@ class Succession(Tiers):
         circuit.state = CircuitState.BUILT
         circuit.built_at = now
         self._rotation.begin(circuit)
+        self._fitness.begin(circuit, now=now)
         circuit.exit_ports = self._builder.planner.exit_ports(circuit.path)
         predecessor, state.circuit, state.is_outdated = state.circuit, circuit, False
         names = ", ".join(hop.nickname or hop.fingerprint[:8] for hop in circuit.path)
-        self._say(f"circuit {circuit.label} {what}: {names}")
+        kind = Kind.CIRCUIT_ADOPTED if circuit.is_adopted else Kind.CIRCUIT_BUILT
+        self._say(f"circuit {circuit.label} {what}: {names}", kind, circuit)
         if predecessor is not None:
             # Candidates are named by their slots: one leaves before the other joins.
             predecessor.state = CircuitState.DRAINING
@@ -75,7 +79,8 @@ class Succession(Tiers):
             circuit = state.circuit
             if circuit is None or state.is_outdated or not self._builder.planner.is_broken(state):
                 continue
-            self._say(f"circuit {circuit.label} is not what its path asks for now, building another")
+            what = f"circuit {circuit.label} is not what its path asks for now, building another"
+            self._say(what, Kind.CIRCUIT_REPLACED, circuit)
             state.is_outdated = True
             self._builder.want(state)
 
@@ -116,7 +121,8 @@ class Succession(Tiers):
         """Nothing is on a circuit that drains: close it if it is ours to close, or know it no longer."""
         if circuit.is_adopted:
             self._forget(circuit)
-            self._say(f"circuit {circuit.label} is let go: who built it may close it")
+            what = f"circuit {circuit.label} is let go: who built it may close it"
+            self._say(what, Kind.CIRCUIT_CLOSED, circuit)
         else:
             self._builder.close(circuit)
 

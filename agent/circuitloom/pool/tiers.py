@@ -12,8 +12,10 @@ Rules of this file:
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable
+from functools import partial
 
-from circuitloom.health import HELD, Alarm, Ejector
+from circuitloom.health import HELD, WHOLE, Alarm, Ejector, Fitness
+from circuitloom.kinds import Kind
 from circuitloom.model import Action, Announce, CircuitId, Severity
 from circuitloom.policy.health import PanicAction
 from circuitloom.policy.types import Health, Policy, Role
@@ -65,6 +67,7 @@ class Tiers:
         self._chooser = Choosers(policy, builder.uniform)
         self._ejector = Ejector[Circuit](policy.health.eject)
         self._alarm = Alarm(policy.health.panic)
+        self._fitness = Fitness[Circuit](policy.health.slow_start_seconds, policy.health.degrade)
         self._refusals = Refusals()
         self.slots: dict[str, SlotState] = {}
         self._outgoing: dict[str, Circuit] = {}
@@ -134,6 +137,9 @@ class Tiers:
             among: Names of the only circuits that may be chosen; None: all.
             target: Where it goes (``host:port``): exits that refuse its port are not chosen.
         """
+        if self._fitness.review_at <= now:
+            for changed in self._fitness.review(partial(self._measured, now), now=now):
+                self._chooser.scale(changed.slot.slot.name, self._fitness.tenths(changed))
         exclude = list(self.refusing(target))
         exclude += [
             circuit.slot.slot.name
@@ -214,7 +220,10 @@ class Tiers:
 
     def readmit_due(self, *, now: float) -> None:
         """Those whose time is over take streams again."""
-        self._readmit(self._ejector.due(now=now))
+        back = self._ejector.due(now=now)
+        for circuit in back:
+            self._fitness.begin(circuit, now=now)
+        self._readmit(back)
 
     def ejected_until(self, circuit: Circuit) -> float | None:
         """When a circuit that is out takes streams again (seconds of the pool's clock).
@@ -229,6 +238,27 @@ class Tiers:
             self._ejector = Ejector(health.eject)
         if health.panic != self._alarm.rule:
             self._alarm = Alarm(health.panic)
+        if (health.slow_start_seconds, health.degrade) != (
+            self._fitness.slow_start_seconds,
+            self._fitness.degrade,
+        ):
+            self._fitness = Fitness(health.slow_start_seconds, health.degrade)
+
+    def weight_factor(self, circuit: Circuit, *, now: float) -> float:
+        """Which part (0.1 to 1) of its weight the circuit has now (seconds of the pool's clock)."""
+        return self._fitness.tenths_at(circuit, now=now) / WHOLE
+
+    def is_degraded(self, circuit: Circuit) -> bool:
+        """Whether it has lost weight because it is much slower than the others."""
+        return self._fitness.is_degraded(circuit)
+
+    def _measured(self, now: float) -> dict[Circuit, float]:
+        """How long each circuit that serves took lately to connect a stream (seconds)."""
+        return {
+            state.circuit: seconds
+            for state in self.slots.values()
+            if state.circuit is not None and (seconds := state.circuit.connect_time.recent(now)) is not None
+        }
 
     def _is_out(self, circuit: Circuit) -> bool:
         return circuit in self._ejector.out and self.panic is not PanicAction.ALL
@@ -242,16 +272,16 @@ class Tiers:
         for circuit in self._members:
             self._offer(circuit)
         if self._alarm.action is None:
-            self._say(f"enough circuits are healthy again: {healthy} of {members}")
+            self._say(f"enough circuits are healthy again: {healthy} of {members}", Kind.PANIC_ENDED)
         else:
             what = f"only {healthy} of {members} circuits are healthy: {PANIC_WORDS[self._alarm.action]}"
-            self._emit(Announce(Severity.WARNING, what))
+            self._emit(Announce(Severity.WARNING, what, Kind.PANIC))
 
     def _readmit(self, circuits: Iterable[Circuit]) -> None:
         for circuit in circuits:
             self._tiers_changed(circuit.slot, +1)
             self._offer(circuit)
-            self._say(f"circuit {circuit.label} takes streams again")
+            self._say(f"circuit {circuit.label} takes streams again", Kind.CIRCUIT_READMITTED, circuit)
 
     # --- what a subclass tells -----------------------------------------------------------------------------
 
@@ -308,6 +338,7 @@ class Tiers:
                 order=self._order.get(slot.name, len(self._order)),
                 connect_time=circuit.connect_time,
             )
+            self._chooser.scale(slot.name, self._fitness.tenths(circuit))
         else:
             self._chooser.remove(slot.name)
 
@@ -320,6 +351,7 @@ class Tiers:
 
     def _leave(self, circuit: Circuit) -> None:
         """The circuit serves no longer; of fewer circuits fewer may be ejected."""
+        self._fitness.forget(circuit)
         self._refusals.forget()
         was_ejected = circuit in self._ejector.out
         back = self._ejector.remove(circuit)
@@ -359,7 +391,8 @@ class Tiers:
         for circuit in self._members:
             self._offer(circuit)
         for circuit in back:
-            self._say(f"circuit {circuit.label} takes streams again")
+            self._say(f"circuit {circuit.label} takes streams again", Kind.CIRCUIT_READMITTED, circuit)
 
-    def _say(self, message: str) -> None:
-        self._emit(Announce(Severity.INFO, message))
+    def _say(self, message: str, kind: Kind = Kind.OTHER, circuit: Circuit | None = None) -> None:
+        name, circuit_id = ("", "") if circuit is None else (circuit.slot.slot.name, circuit.circuit_id or "")
+        self._emit(Announce(Severity.INFO, message, kind, name, circuit_id))

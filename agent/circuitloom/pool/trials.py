@@ -21,6 +21,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from circuitloom.checks import Allowance, Check, cost_of_stream
+from circuitloom.kinds import Kind
 from circuitloom.model import (
     TOR_CHOOSES,
     Action,
@@ -279,7 +280,7 @@ class Trials:
         trial.stream_id, trial.shown_at = event.stream_id, self.now
         if self.problem:
             self.problem = ""
-            self._emit(Announce(Severity.INFO, "probes reach Tor again"))
+            self._emit(Announce(Severity.INFO, "probes reach Tor again", Kind.PROBES))
         key = isolation_key(event)
         if trial.identity is not None and key != trial.identity:
             trial.difference = _difference(key, trial.identity)
@@ -351,7 +352,7 @@ class Trials:
         if problem != self.problem:
             self.problem = problem
             what = f"probes do not work, and no circuit is blamed for it: {problem}"
-            self._emit(Announce(Severity.WARNING, what))
+            self._emit(Announce(Severity.WARNING, what, Kind.PROBES))
 
 
 def _is_of(trial: Trial, event: StreamEvent) -> bool:

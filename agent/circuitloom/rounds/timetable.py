@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from uuid import UUID
 
+from circuitloom.kinds import Kind
 from circuitloom.model import Announce, CircuitId, Severity
 from circuitloom.policy.types import OnFailure, Rounds, Schedule
 from circuitloom.rounds.types import (
@@ -408,4 +409,4 @@ class Timetable:
         return f"round {run.intent.round} on {run.intent.circuit.name}"
 
     def _say(self, severity: Severity, message: str) -> None:
-        self._actions.append(Announce(severity, message))
+        self._actions.append(Announce(severity, message, Kind.ROUND))

@@ -27,11 +27,13 @@ from circuitloom.model import (
     StreamEvent,
     StreamId,
     StreamStatus,
+    dirtiness_seconds,
 )
 from circuitloom.policy.matching import find_rule
 from circuitloom.policy.types import Policy
 from circuitloom.pool import Pool
 from circuitloom.simulation.arrivals import Arrival, Loss, Traffic
+from circuitloom.simulation.relays import made_up_relays
 from circuitloom.simulation.tor import Agenda, SimulatedTor
 
 START_SECONDS = 600.0
@@ -176,7 +178,9 @@ class Course:
         )
 
     def _prepare(self) -> None:
-        self._give(Connected())
+        self._give(Connected(max_dirtiness_seconds=dirtiness_seconds(None)))
+        if self._policy.path_rules:
+            self._carry_out(self._pool.renew_relays(made_up_relays(self._policy), now=0.0))
         for slot in self._policy.slots:
             if slot.adopt is not None:
                 self._give(self._tor.adopted(slot.name))
@@ -247,7 +251,9 @@ class Course:
         elif isinstance(event, StreamEvent) and event.status is StreamStatus.CLOSED:
             # Before the core gives its place to another one.
             self._ended(event.stream_id)
-        actions = self._pool.handle(event, now=self._tor.now)
+        self._carry_out(self._pool.handle(event, now=self._tor.now))
+
+    def _carry_out(self, actions: list[Action]) -> None:
         for action in actions:
             self._note(action)
         self._tor.perform(actions)

@@ -6,7 +6,7 @@ Rules of this file:
   waits for a controller is given up after SocksTimeout, and what is handed back goes over Tor's own circuits.
 * Everything it tells is put on the agenda and reaches the core later, at the earliest behind what is there.
 * A circuit connects a stream in a time of its own, four times as long on the slowest as on the fastest one.
-* What the core asks for and no Tor of this kind knows is left undone.
+* Bytes are not simulated: nothing is ever told of bandwidth. What else the core asks for is left undone.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What is wrong with ``metrics`` in a policy, and what of it does nothing."""
+"""What is wrong with ``metrics`` and ``log`` in a policy, and what may not be what the operator wants."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ from collections.abc import Iterator
 
 from circuitloom.errors import Fault
 from circuitloom.policy.nodes import Document, Mapping, Scalar
+from circuitloom.policy.operating import Destinations
+from circuitloom.policy.types import Policy
 from circuitloom.policy.values import ValueFault, parse_duration, parse_listen
 from circuitloom.policy.wording import Path, quoted
 
-__all__ = ["find_metrics_faults", "find_metrics_warnings"]
+__all__ = ["find_metrics_faults", "find_operating_warnings"]
 
 # More often than once a second nobody scrapes; after an hour no alert would be of use.
 _MIN_INTERVAL_SECONDS, _MAX_INTERVAL_SECONDS = 1.0, 3600.0
@@ -41,8 +43,13 @@ def find_metrics_faults(document: Document, faulty: frozenset[Path]) -> Iterator
             yield document.fault(("metrics", "interval"), message)
 
 
-def find_metrics_warnings(document: Document) -> Iterator[Fault]:
-    """What does nothing in a policy without faults."""
+def find_operating_warnings(document: Document, policy: Policy) -> Iterator[Fault]:
+    """What does nothing, or tells more than usual; ``policy`` is what ``document`` became."""
+    if policy.log.destinations is Destinations.FULL:
+        message = (
+            "whoever reads the log or asks `explain` sees where this Tor's users go: only to find a fault"
+        )
+        yield document.fault(("log", "destinations"), message)
     if document.node_at(("metrics", "interval")) and not document.node_at(("metrics", "textfile")):
         message = "this does nothing without `textfile`: on the port Prometheus asks when it likes"
         yield document.fault(("metrics", "interval"), message)
