@@ -47,6 +47,9 @@ ADDRESSES_PER_COMMAND = 128
 
 RETRY_INITIAL_SECONDS, RETRY_MAX_SECONDS = 1.0, 30.0
 
+SETTLE_SECONDS = 2.0
+"""From a new consensus to the question: Tor is busy with it, and fetches what is new in it."""
+
 INCOMPLETE_SECONDS = 15.0
 """Until the next look, while microdescriptors are missing: Tor fetches them after the consensus."""
 
@@ -198,7 +201,7 @@ class Directory:
     def handle_news(self, news: DirectoryNews) -> None:
         """Tor has other relays, or thinks otherwise of its guards."""
         if news is DirectoryNews.CONSENSUS:
-            self._due.set()
+            self._loop.call_later(SETTLE_SECONDS, self._due.set)
         else:
             self.ask_guards()
 
