@@ -213,6 +213,8 @@ class Pool:
         self._attacher.now = self._rotation.now = now
         self._probes.set_time(now)
         self._planner.diversity = policy.diversity
+        if not policy.path_rules:
+            self._planner.relays = None
         self._keys.replace_policy(policy)
         self._rotation.replace_rule(policy.rotation, self._builder.by_id.values())
         self._probes.replace_policy(policy)
