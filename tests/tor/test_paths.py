@@ -292,6 +292,23 @@ def test_check_online_names_each_fault_with_its_place(varied: PrivateNetwork, tm
     assert f"{WEB_ONLY}, an exit of mail, refuses this port" in faults[3]
 
 
+def test_what_torrc_excludes_is_excluded_here(varied: PrivateNetwork, tmp_path: Path) -> None:
+    client, relay = varied.client, fingerprint_of(varied, "relay2")
+    policy = tmp_path / "policy.yaml"
+    named = f"[{{name: a, path: {{exit: {{fingerprint: [{relay}]}}}}}}, {{name: b}}]"
+    policy.write_text(policy_text(client.control_socket, tmp_path, circuits=named))
+    with Witness(client) as witness:
+        try:
+            assert witness.tell(f"SETCONF ExcludeExitNodes={relay},{{ch}}").startswith("OK")
+            excluded = run_command("check", "--online", str(policy))
+        finally:
+            witness.tell("RESETCONF ExcludeExitNodes")
+
+    assert excluded.returncode == 78
+    assert "no relay fits as exit: ExcludeExitNodes in torrc leaves none of 1 relay" in excluded.stderr
+    assert run_command("check", "--online", str(policy)).returncode == 0
+
+
 def test_check_online_has_nothing_against_a_policy_that_works(client: TorClient, tmp_path: Path) -> None:
     policy = tmp_path / "policy.yaml"
     policy.write_text(
