@@ -101,6 +101,18 @@ class Order(StrEnum):
     CLOSE = "close"
 
 
+class ProbeOutcome(StrEnum):
+    """How a probe's connection to the SOCKS port ended.
+
+    ANSWERED: Tor says that the target is connected (and it sent what was waited for). FAILED: Tor says that
+    it is not, or nothing in time. UNREACHED: there was no SOCKS port that took the request.
+    """
+
+    ANSWERED = "answered"
+    FAILED = "failed"
+    UNREACHED = "unreached"
+
+
 # --- what happened -----------------------------------------------------------------------------------------
 
 
@@ -314,6 +326,28 @@ class CircuitAdopted:
 
 
 @dataclass(frozen=True, slots=True)
+class ProbeStarted:
+    """A probe's connection to the SOCKS port is up, and its request leaves after this.
+
+    Attributes:
+        probe: Of ProbeCircuit.
+        source: The connection's own address, as Tor will show it: ``127.0.0.1:4711``; None: a Unix socket.
+    """
+
+    probe: int
+    source: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeFinished:
+    """A probe has ended; ``detail`` says why it reached no SOCKS port."""
+
+    probe: int
+    outcome: ProbeOutcome
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class DeadlinePassed:
     """The time given by ``next_deadline()`` has come."""
 
@@ -400,6 +434,37 @@ class CloseCircuit:
 
 
 @dataclass(frozen=True, slots=True)
+class ProbeCircuit:
+    """Open a stream of our own through Tor's SOCKS port; ProbeStarted and ProbeFinished answer.
+
+    Attributes:
+        probe: A number that names this probe.
+        target: ``host:port``, IPv6 in brackets.
+        user: The SOCKS user name, with ``password``; None: none is sent.
+        password: As Tor shows it, latin-1.
+    """
+
+    probe: int
+    target: str = field(repr=False)
+    user: str | None = field(default=None, repr=False)
+    password: str = field(default="", repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class StopProbe:
+    """End a probe's connection; nothing answers any more."""
+
+    probe: int
+
+
+class AttachProbe(NamedTuple):
+    """ATTACHSTREAM of a probe's stream to the circuit that it is for; to 0 if it may not be a probe's."""
+
+    stream_id: StreamId
+    circuit_id: CircuitId
+
+
+@dataclass(frozen=True, slots=True)
 class Announce:
     """A line for the log: a change of state, in words.
 
@@ -438,6 +503,8 @@ Event = (
     | StopRequested
     | CircuitOrdered
     | CircuitAdopted
+    | ProbeStarted
+    | ProbeFinished
     | DeadlinePassed
 )
 
@@ -450,5 +517,8 @@ Action = (
     | CloseStream
     | BuildCircuit
     | CloseCircuit
+    | ProbeCircuit
+    | StopProbe
+    | AttachProbe
     | Announce
 )

@@ -38,6 +38,7 @@ from circuitloom.model import (
     Action,
     Announce,
     AskWaiting,
+    AttachProbe,
     AttachRefused,
     AttachStream,
     BuildAccepted,
@@ -55,9 +56,12 @@ from circuitloom.model import (
     Disconnected,
     Event,
     GiveBack,
+    ProbeCircuit,
+    ProbeFinished,
     Purpose,
     ReleaseStream,
     StillWaiting,
+    StopProbe,
     StopRequested,
     StreamEvent,
     StreamId,
@@ -68,6 +72,7 @@ from circuitloom.operation import CHANGING, Agent, commands
 from circuitloom.paths import Relays
 from circuitloom.policy import Policy, read_policy
 from circuitloom.pool import Pool
+from circuitloom.probe import Prober
 from circuitloom.recording.recorder import Recorder
 from circuitloom.release import give_back
 from circuitloom.rounds.types import Served
@@ -144,6 +149,7 @@ class Service:
                 replace=self._replace_circuit,
             ),
         )
+        self._prober = Prober(started=self._handle, finished=self._on_probe_finished)
         agent = Agent(
             policy=lambda: self._pool.policy,
             status=self._status_document,
@@ -167,6 +173,9 @@ class Service:
             CloseStream: self._close_stream,
             BuildCircuit: self._build,
             CloseCircuit: self._close_circuit,
+            ProbeCircuit: self._probe,
+            StopProbe: lambda action: self._prober.stop(action.probe),
+            AttachProbe: self._attach_probe,
             Announce: self._announce,
         }
 
@@ -216,6 +225,7 @@ class Service:
             self._save_state()
             is_given_back, _ = await asyncio.gather(self._give_everything_back(), self._conductor.stop())
         finally:
+            await self._prober.close()
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
@@ -240,7 +250,7 @@ class Service:
 
     def _on_event(self, event: ControlEvent) -> None:
         actions = self._pool.handle(event, now=self._loop.time())
-        if self._recorder is not None:
+        if self._recorder is not None and not self._pool.is_of_probe:
             self._recorder.take(event, actions)
         for action in actions:
             self._carry_out[type(action)](action)
@@ -358,6 +368,18 @@ class Service:
         if not reply.is_ok:
             self._handle(AttachRefused(stream_id, circuit_id, reply.code, reply.text))
 
+    def _attach_probe(self, action: AttachProbe) -> None:
+        self._send(wire.attach_stream(*action), partial(self._on_attach_reply, *action))
+
+    def _probe(self, action: ProbeCircuit) -> None:
+        if self._policy.health.probe is not None:
+            self._prober.start(action, self._policy.health.probe)
+
+    def _on_probe_finished(self, event: ProbeFinished) -> None:
+        self._handle(event)
+        # A round may wait for this circuit to pass.
+        self._conductor.look()
+
     def _close_stream(self, action: CloseStream) -> None:
         self._tell_stream("stream %s%s closed, %s", Kind.STREAM_CLOSED, action)
         # 1 is REASON_MISC (tor-spec 6.3): the application sees a general failure at once.
@@ -391,7 +413,14 @@ class Service:
     def _built_circuits(self) -> dict[str, Served]:
         now = self._loop.time()
         return {
-            name: Served(name, circuit.circuit_id, circuit.path, circuit.streams, now - circuit.built_at)
+            name: Served(
+                name,
+                circuit.circuit_id,
+                circuit.path,
+                circuit.streams,
+                now - circuit.built_at,
+                self._pool.is_probed(circuit.circuit_id),
+            )
             for name, circuit in self._pool.built().items()
             if circuit.circuit_id is not None
         }

@@ -35,6 +35,10 @@ def relay_options(nickname: str, or_port: int) -> Sequence[str]:
     return []
 
 
+NEXT_CONSENSUS_SECONDS = 150.0
+"""The vote is every 20 s here, and Tor fetches when it likes."""
+
+
 @pytest.fixture(scope="module")
 def varied(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrivateNetwork]:
     """A network whose relays differ, and a client that knows two countries."""
@@ -310,3 +314,28 @@ def test_check_online_ends_with_69_where_no_tor_answers(tmp_path: Path) -> None:
 
     assert ran.returncode == 69
     assert ran.stderr.count("\n") == 1
+
+
+# --- last, since the network of these tests is another one for a while afterwards ------------------------
+
+
+@pytest.mark.timeout(300)
+def test_a_relay_that_fits_from_the_next_consensus_on_is_used(
+    varied: PrivateNetwork, echo: EchoServer, tmp_path: Path
+) -> None:
+    """The exit for the web takes all ports from now on."""
+    web = next(relay for relay in varied.relays if relay.nickname == WEB_ONLY)
+    late = f"{{exit: {{nickname: [{WEB_ONLY}], ports: [{echo.port}]}}}}"
+    more = "failover: {rebuild: {initial: 1s, max: 2s}}"
+    circuits = f"[{{name: early, path: {{}}}}, {{name: late, path: {late}, role: backup}}]"
+    with agent_for(varied.client, tmp_path, circuits, more) as agent:
+        agent.wait_balancing(1)
+        assert f"no relay fits as exit: port {echo.port} leaves none of 1 relay" in agent.log()
+        options, web.options = web.options, []
+        try:
+            web.reload()
+            agent.wait_balancing(2, seconds=NEXT_CONSENSUS_SECONDS)
+        finally:
+            web.options = options
+            web.reload()
+        assert agent.stop() == 0

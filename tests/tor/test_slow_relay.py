@@ -1,4 +1,4 @@
-"""A relay that works in fits and starts: power-of-two moves the load away from its circuit."""
+"""A relay that works in fits and starts: load moves away from its circuit."""
 
 from __future__ import annotations
 
@@ -50,16 +50,21 @@ def drive(agent: Agent, relay: TorRelay, client: TorClient, echo: EchoServer) ->
     return report, attached["slow"] / sum(attached.values())
 
 
-@pytest.mark.timeout(180)
-def test_power_of_two_beats_round_robin_when_a_relay_is_slow(
-    network: PrivateNetwork, client: TorClient, echo: EchoServer, tmp_path: Path
-) -> None:
+def three_circuits(network: PrivateNetwork) -> str:
+    """One of them over the second relay, which is going to stutter."""
     prints = [relay.fingerprint for relay in network.relays]
-    circuits = (
+    return (
         f"[{{name: slow, path: [{prints[0]}, {prints[1]}, {prints[2]}]}}, "
         f"{{name: one, path: [{prints[3]}, {prints[4]}, {prints[5]}]}}, "
         f"{{name: two, path: [{prints[4]}, {prints[3]}, {prints[5]}]}}]"
     )
+
+
+@pytest.mark.timeout(180)
+def test_power_of_two_beats_round_robin_when_a_relay_is_slow(
+    network: PrivateNetwork, client: TorClient, echo: EchoServer, tmp_path: Path
+) -> None:
+    circuits = three_circuits(network)
     shares, p99 = {}, {}
     for algorithm in ("round-robin", "power-of-two"):
         policy = policy_text(
@@ -80,3 +85,37 @@ def test_power_of_two_beats_round_robin_when_a_relay_is_slow(
     assert abs(shares["round-robin"] - 1 / 3) < 0.02
     assert shares["power-of-two"] < shares["round-robin"] / 2
     assert p99["power-of-two"] < p99["round-robin"]
+
+
+@pytest.mark.timeout(120)
+def test_a_degraded_circuit_gets_less_under_a_round_robin_and_its_share_again_when_it_is_well(
+    network: PrivateNetwork, client: TorClient, echo: EchoServer, tmp_path: Path
+) -> None:
+    policy = policy_text(
+        client.control_socket,
+        tmp_path,
+        circuits=three_circuits(network),
+        balance="{algorithm: round-robin}",
+        more="health: {degrade: {slower_than: 300%, interval: 300ms}}",
+    )
+    with Agent(tmp_path, policy) as agent:
+        agent.wait_balancing(3)
+        report, share = drive(agent, network.relays[1], client, echo)
+        slow = agent.status()["circuits"][0]
+        figures = (
+            f"{share:.0%} of the streams on the slow circuit, {slow['weight_factor']:.0%} of its weight left"
+        )
+        print(figures)  # noqa: T201 - the figures of this run are part of its result
+        assert report.lost == 0
+        assert share < 0.25
+        assert (slow["name"], slow["is_degraded"]) == ("slow", True)
+
+        for _ in range(15):
+            # What a circuit takes now is learned of the streams that it still gets.
+            proxies = [SocksProxy(client.socks_port)]
+            well = Load(proxies, echo.address, streams_per_second=STREAMS_PER_SECOND / 2)
+            assert asyncio.run(well.run(2.0)).lost == 0
+            if agent.status()["circuits"][0]["weight_factor"] == 1.0:
+                break
+        assert not agent.status()["circuits"][0]["is_degraded"]
+        assert agent.stop() == 0

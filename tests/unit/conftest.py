@@ -49,7 +49,7 @@ def notifiers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         notifier.socket.close()
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def agent_log() -> Iterator[logging.Logger]:
     """The agent's logger; its settings are as before afterwards."""
     logger = logging.getLogger("circuitloom")

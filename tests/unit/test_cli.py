@@ -130,7 +130,7 @@ def test_help_names_every_command_and_exit_code() -> None:
     ran = program("--help")
 
     assert (ran.code, ran.err) == (0, "")
-    for command in ("check", "run", "status", "release", "schema", "demo"):
+    for command in ("check", "run", "simulate", "status", "release", "schema", "demo"):
         assert f"\n    {command} " in ran.out
     for code in (64, 69, 70, 73, 77, 78):
         assert str(code) in ran.out
@@ -138,7 +138,18 @@ def test_help_names_every_command_and_exit_code() -> None:
 
 def test_help_fits_80_columns(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
-    for command in ("", "check", "run", "status", "explain", "reload", "release", "schema", "demo"):
+    for command in (
+        "",
+        "check",
+        "run",
+        "simulate",
+        "status",
+        "explain",
+        "reload",
+        "release",
+        "schema",
+        "demo",
+    ):
         ran = run(*command.split(), "--help")
         assert ran.code == 0
         assert all(len(line) <= 80 for line in ran.out.splitlines())

@@ -55,14 +55,12 @@ def streams_of(findings: Findings) -> dict[str, int]:
 def test_an_example_serves_and_loses_no_stream_but_those_that_it_names(path: Path) -> None:
     findings = trial(path.stem, Load(200, users=3)).findings
     rejects = {"a rule rejects it"}
-    leaves = {"a rule leaves it to Tor", "no circuit is usable"}
+    leaves = {"a rule leaves it to Tor"}
 
     assert findings.is_served
     assert findings.cut == 0
     assert findings.rejected.keys() <= rejects
     assert findings.tor.keys() <= leaves
-    # Rules whose circuits are not built yet when a new user comes.
-    assert findings.tor.get("no circuit is usable", 0) <= 10
     backups = {slot.name for slot in policy_of(path.stem).slots if slot.role is Role.BACKUP}
     assert sum(count for name, count in streams_of(findings).items() if name in backups) <= 10
 
@@ -226,6 +224,16 @@ def test_rules_whoever_finds_its_circuits_full_waits_20_seconds_and_then_fails()
     assert findings.waited.longest_seconds == pytest.approx(20.0)
     assert findings.rejected["no circuit had room in time"] > 10
     assert {circuit.name: circuit.most_streams for circuit in findings.circuits}["bulk"] == 400
+
+
+def test_measurement_leaves_by_the_country_that_is_asked_for_or_not_at_all() -> None:
+    fates = record("measurement", Load(600, users=5)).fates
+    names = {number: {fate.name for fate in fates if fate.rule == number} for number in (1, 2, 3)}
+
+    assert names == {1: {"de-1", "de-2"}, 2: {"nl-1", "nl-2"}, 3: {"elsewhere"}}
+    lost = record("measurement", Load(600, users=5), (Loss(30.0, "elsewhere", 20.0),)).fates
+    assert {fate.outcome for fate in lost if fate.rule == 3} == {Outcome.CARRIED, Outcome.REJECTED}
+    assert not any(fate.outcome is Outcome.TOR for fate in lost)
 
 
 def test_pinned_paths_are_helped_out_by_a_circuit_of_tor_s_choice() -> None:

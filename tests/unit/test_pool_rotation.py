@@ -321,6 +321,19 @@ def test_a_new_identity_needs_no_rotation() -> None:
     assert driver.tell(*opened(2, user="alice", epoch=1)) == ["ATTACHSTREAM 2 31; a"]
 
 
+def test_nothing_is_built_for_a_key_that_ends() -> None:
+    driver = balancing(policy_of("a", isolation=Isolation.TOR, rotation=AGED))
+    driver.tell(*opened(1, user="alice"))
+    driver.tell("SIGNAL NEWNYM")
+    driver.build(31)
+
+    # Circuit 30 is as old as 31, and only waits for the end of its stream.
+    assert driver.wait(60) == [BUILD_A]
+    assert driver.said == ["info: circuit a (31) is replaced, make before break: it is 60 s old"]
+    driver.build(32)
+    assert driver.tell(closed(1)) == ["CLOSECIRCUIT 30 IfUnused"]
+
+
 def test_the_agenda_does_not_grow_with_circuits_that_are_gone() -> None:
     driver = balancing(policy_of("a", rotation=Rotation(86_400.0, max_streams_total=1, jitter=0.0)))
     for number in range(1, 4 * MIN_LOOKS):

@@ -9,6 +9,7 @@ from random import Random
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from circuitloom.policy.rotation import Rotation
 from circuitloom.policy.types import Isolation, Policy
 from circuitloom.simulation import Arrival, Course, Loss, Outcome, Traffic
 from unit.test_pool_machine import policies
@@ -50,8 +51,9 @@ def losses(draw: st.DrawFn) -> tuple[Loss, ...]:
 def test_every_stream_has_one_fate_and_no_circuit_more_than_its_limit(
     policy: Policy, coming: tuple[Arrival, ...], lost: tuple[Loss, ...], seed: int
 ) -> None:
-    # With one key for all, a circuit of the policy is one of Tor's at a time.
-    policy = replace(policy, balance=replace(policy.balance, isolation=Isolation.NONE))
+    # With one key for all, and none rotated, a circuit of the policy is one of Tor's at a time.
+    balance = replace(policy.balance, isolation=Isolation.NONE)
+    policy = replace(policy, balance=balance, rotation=Rotation())
 
     def run() -> tuple[object, ...]:
         dice = Random(seed)  # noqa: S311 - nothing secret hangs on it

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from circuitloom.balancing.chooser import NOTHING, Chooser
+from circuitloom.balancing.chooser import NOTHING, WHOLE_WEIGHT, Chooser
 from circuitloom.balancing.connect_time import ConnectTime
 from circuitloom.balancing.first import First
 from circuitloom.balancing.least_streams import LeastStreams
@@ -27,6 +27,7 @@ from circuitloom.balancing.weighted_random import WeightedRandom
 __all__ = [
     "CHOOSERS",
     "NOTHING",
+    "WHOLE_WEIGHT",
     "Chooser",
     "ConnectTime",
     "First",

@@ -9,6 +9,9 @@ from circuitloom.balancing.connect_time import ConnectTime
 
 NOTHING: frozenset[str] = frozenset()
 
+WHOLE_WEIGHT = 10
+"""Tenths: weights are scaled in whole ones, so that round robins stay exact."""
+
 
 class Chooser(Protocol):
     """Spreads streams over candidates, which are named by unique strings."""
@@ -28,6 +31,14 @@ class Chooser(Protocol):
 
     def remove(self, name: str) -> None:
         """Let a candidate take no more streams; raises KeyError when it is not in the chooser."""
+
+    def scale(self, name: str, tenths: int) -> None:
+        """Let a candidate have so many tenths of its weight from now on; unknown ones are ignored.
+
+        Args:
+            name: The candidate; each begins with all of its weight.
+            tenths: From 1 to ``WHOLE_WEIGHT``.
+        """
 
     def count_streams(self, name: str, streams: int) -> None:
         """Tell how many streams a candidate has now; unknown candidates are ignored."""

@@ -12,6 +12,10 @@ FAILED_SECONDS = 10.0
 """What a failure counts as: the time after which Tor gives an unanswered stream up (CircuitStreamTimeout)."""
 
 
+RECENT_SECONDS = 30.0
+"""What was measured longer ago says nothing of how a circuit does now."""
+
+
 @dataclass(slots=True)
 class ConnectTime:
     """SENTCONNECT to SUCCEEDED of one circuit, believed at once when it rises and slowly when it falls.
@@ -43,3 +47,10 @@ class ConnectTime:
         if self.peak_seconds is None:
             return None
         return self.peak_seconds * exp((self.measured_at - now) / DECAY_SECONDS)
+
+    def recent(self, now: float) -> float | None:
+        """The estimate (seconds) as it was when it was measured last; None: not lately.
+
+        To compare circuits by: what fades would make slow ones of those that were measured last.
+        """
+        return self.peak_seconds if now - self.measured_at <= RECENT_SECONDS else None

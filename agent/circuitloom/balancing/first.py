@@ -35,6 +35,9 @@ class First:
         entry = (self._order.pop(name), name)
         del self._sorted[bisect_left(self._sorted, entry)]
 
+    def scale(self, name: str, tenths: int) -> None:
+        """See Chooser: there are no weights here."""
+
     def count_streams(self, name: str, streams: int) -> None:
         """See Chooser: only being full matters, and then it is no candidate."""
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
 from itertools import count
 
-from circuitloom.balancing.chooser import NOTHING
+from circuitloom.balancing.chooser import NOTHING, WHOLE_WEIGHT
 from circuitloom.balancing.connect_time import ConnectTime
 
 
@@ -16,13 +16,15 @@ class _Load:
     weight: int
     streams: int
     turn: int
+    tenths: int = WHOLE_WEIGHT
 
 
 class LeastStreams:
     """The candidate with the fewest streams for its weight; among equals, the one chosen longest ago.
 
     The load compared is (streams + 1) / weight, what it would be with the new stream. A heap holds one
-    current entry for each candidate; entries that a count has made stale are dropped when they surface.
+    current entry for each candidate; entries that a count or a scaling has made stale are dropped when they
+    surface.
     """
 
     def __init__(self) -> None:
@@ -43,6 +45,13 @@ class LeastStreams:
     def remove(self, name: str) -> None:
         """See Chooser."""
         del self._loads[name]
+
+    def scale(self, name: str, tenths: int) -> None:
+        """See Chooser."""
+        load = self._loads.get(name)
+        if load is not None and load.tenths != tenths:
+            load.tenths = tenths
+            self._push(name)
 
     def count_streams(self, name: str, streams: int) -> None:
         """See Chooser."""
@@ -77,7 +86,7 @@ class LeastStreams:
         return chosen
 
     def _entry(self, name: str, load: _Load) -> tuple[float, int, str]:
-        return (load.streams + 1) / load.weight, load.turn, name
+        return (load.streams + 1) / (load.weight * load.tenths), load.turn, name
 
     def _push(self, name: str) -> None:
         heappush(self._heap, self._entry(name, self._loads[name]))

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from circuitloom.balancing.bag import Bag
-from circuitloom.balancing.chooser import NOTHING
+from circuitloom.balancing.chooser import NOTHING, WHOLE_WEIGHT
 from circuitloom.balancing.connect_time import ConnectTime
 
 _UNMEASURED_SECONDS = 1e6
@@ -21,6 +21,7 @@ class _Load:
     weight: int
     streams: int
     connect_time: ConnectTime
+    tenths: int = WHOLE_WEIGHT
 
     def cost(self, now: float) -> float:
         """What one more stream costs here."""
@@ -29,7 +30,7 @@ class _Load:
             seconds = _UNMEASURED_SECONDS if self.streams else 0.0
         else:
             seconds = max(seconds, _LEAST_SECONDS)
-        return seconds * (self.streams + 1) / self.weight
+        return seconds * (self.streams + 1) / (self.weight * self.tenths)
 
 
 class PowerOfTwo:
@@ -61,6 +62,12 @@ class PowerOfTwo:
         """See Chooser."""
         del self._loads[name]
         self._bag.remove(name)
+
+    def scale(self, name: str, tenths: int) -> None:
+        """See Chooser."""
+        load = self._loads.get(name)
+        if load is not None:
+            load.tenths = tenths
 
     def count_streams(self, name: str, streams: int) -> None:
         """See Chooser."""

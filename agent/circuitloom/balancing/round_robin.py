@@ -6,7 +6,7 @@ from collections import OrderedDict
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
-from circuitloom.balancing.chooser import NOTHING
+from circuitloom.balancing.chooser import NOTHING, WHOLE_WEIGHT
 from circuitloom.balancing.connect_time import ConnectTime
 
 
@@ -25,11 +25,13 @@ class WeightedRoundRobin:
     equal weight, and plain round robin inside a class. So the cost of a choice is the number of distinct
     weights, not of candidates, and each candidate still gets exactly its weight in every full window. A
     candidate that leaves and comes back joins at the end of its class: it is owed nothing for its absence.
+    Classes are of tenths of a weight; what one is owed that scaling empties, its last member takes along.
     """
 
     def __init__(self) -> None:
         self._classes: dict[int, _WeightClass] = {}
         self._weight_of: dict[str, int] = {}
+        self._class_of: dict[str, int] = {}
 
     def add(
         self, name: str, *, weight: int, streams: int, order: int = 0, connect_time: ConnectTime | None = None
@@ -39,16 +41,30 @@ class WeightedRoundRobin:
         if name in self._weight_of:
             raise ValueError(f"{name} is a candidate already")
         self._weight_of[name] = weight
-        self._classes.setdefault(weight, _WeightClass()).members[name] = None
+        self._class_of[name] = weight * WHOLE_WEIGHT
+        self._classes.setdefault(weight * WHOLE_WEIGHT, _WeightClass()).members[name] = None
 
     def remove(self, name: str) -> None:
         """See Chooser."""
-        weight = self._weight_of.pop(name)
-        members = self._classes[weight].members
-        del members[name]
+        del self._weight_of[name]
+        del self._classes[self._class_of.pop(name)].members[name]
         if not self._weight_of:
             # Nobody is left to be fair to; the next ones start even.
             self._classes.clear()
+
+    def scale(self, name: str, tenths: int) -> None:
+        """See Chooser."""
+        weight = self._weight_of.get(name)
+        if weight is None or self._class_of[name] == weight * tenths:
+            return
+        old = self._classes[self._class_of[name]]
+        new = self._classes.setdefault(weight * tenths, _WeightClass())
+        del old.members[name]
+        new.members[name] = None
+        if not old.members:
+            new.current += old.current
+            del self._classes[self._class_of[name]]
+        self._class_of[name] = weight * tenths
 
     def count_streams(self, name: str, streams: int) -> None:
         """See Chooser: counts do not matter to a round robin."""

@@ -56,6 +56,10 @@ class Sticky:
         self._streams -= load.streams
         self._weight -= load.weight
 
+    def scale(self, name: str, tenths: int) -> None:
+        """See Chooser: for what sticks to nothing; the ring stays as it is, or keys would move."""
+        self._rest.scale(name, tenths)
+
     def count_streams(self, name: str, streams: int) -> None:
         """See Chooser."""
         load = self._loads.get(name)

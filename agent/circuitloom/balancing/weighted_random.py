@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection
 from itertools import accumulate
 
 from circuitloom.balancing.bag import Bag
-from circuitloom.balancing.chooser import NOTHING
+from circuitloom.balancing.chooser import NOTHING, WHOLE_WEIGHT
 from circuitloom.balancing.connect_time import ConnectTime
 
 
@@ -15,7 +15,7 @@ class WeightedRandom:
     """A draw among all candidates, by weight.
 
     Nothing that is seen of one stream tells where the next one goes. As in WeightedRoundRobin, candidates of
-    one weight are one class: a choice costs the number of distinct weights.
+    one weight (in tenths) are one class: a choice costs the number of distinct weights.
 
     Args:
         uniform: Gives a random number in [0, 1).
@@ -24,6 +24,7 @@ class WeightedRandom:
     def __init__(self, uniform: Callable[[], float]) -> None:
         self._uniform = uniform
         self._weight_of: dict[str, int] = {}
+        self._class_of: dict[str, int] = {}
         self._classes: dict[int, Bag] = {}
 
     def add(
@@ -34,18 +35,19 @@ class WeightedRandom:
         if name in self._weight_of:
             raise ValueError(f"{name} is a candidate already")
         self._weight_of[name] = weight
-        bag = self._classes.get(weight)
-        if bag is None:
-            bag = self._classes[weight] = Bag(self._uniform)
-        bag.add(name)
+        self._put(name, weight * WHOLE_WEIGHT)
 
     def remove(self, name: str) -> None:
         """See Chooser."""
-        weight = self._weight_of.pop(name)
-        bag = self._classes[weight]
-        bag.remove(name)
-        if not bag:
-            del self._classes[weight]
+        del self._weight_of[name]
+        self._take(name)
+
+    def scale(self, name: str, tenths: int) -> None:
+        """See Chooser."""
+        weight = self._weight_of.get(name)
+        if weight is not None and self._class_of[name] != weight * tenths:
+            self._take(name)
+            self._put(name, weight * tenths)
 
     def count_streams(self, name: str, streams: int) -> None:
         """See Chooser: counts do not matter to a draw."""
@@ -64,6 +66,20 @@ class WeightedRandom:
             # All of this weight are excluded: draw among the others.
             del classes[weight]
         return None
+
+    def _put(self, name: str, weight: int) -> None:
+        self._class_of[name] = weight
+        bag = self._classes.get(weight)
+        if bag is None:
+            bag = self._classes[weight] = Bag(self._uniform)
+        bag.add(name)
+
+    def _take(self, name: str) -> None:
+        weight = self._class_of.pop(name)
+        bag = self._classes[weight]
+        bag.remove(name)
+        if not bag:
+            del self._classes[weight]
 
     def _draw_class(self, classes: dict[int, Bag]) -> int:
         weights = list(classes)

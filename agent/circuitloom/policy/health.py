@@ -25,3 +25,16 @@ class Panic:
 
     threshold: float = 0.5
     action: PanicAction = PanicAction.ALL
+
+
+@dataclass(frozen=True, slots=True)
+class Degrade:
+    """When a slow circuit loses weight.
+
+    Attributes:
+        slower_than: From how many times the median connect time of its key's circuits on.
+        interval_seconds: How often it loses a tenth of its weight, or gets one back.
+    """
+
+    slower_than: float = 3.0
+    interval_seconds: float = 2.0

@@ -9,10 +9,11 @@ from typing import Any
 from circuitloom.errors import Fault, PolicyError
 from circuitloom.model import Purpose
 from circuitloom.policy.document import parse_document
-from circuitloom.policy.health import Panic, PanicAction
+from circuitloom.policy.health import Degrade, Panic, PanicAction
 from circuitloom.policy.operating import Destinations, Log, LogFormat, LogLevel, Metrics
 from circuitloom.policy.path_rules import build_diversity, build_path, with_ports_of_rules
 from circuitloom.policy.path_types import PathRules
+from circuitloom.policy.probing import Probe
 from circuitloom.policy.rotation import Rotation
 from circuitloom.policy.schema import fill_defaults, load_schema
 from circuitloom.policy.schema_faults import find_schema_faults, to_data
@@ -87,7 +88,7 @@ def check_policy(data: bytes, *, name: str) -> tuple[Policy, tuple[Fault, ...]]:
     written = to_data(document.root)
     adopting = [index for index, entry in enumerate(written["circuits"]) if "adopt" in entry]
     filled = fill_defaults(written, load_schema())
-    for key in {"eject", "panic"}.difference(written.get("health", {})):
+    for key in {"eject", "panic", "degrade"}.difference(written.get("health", {})):
         # Off by default: the section's keys are then only the schema's defaults.
         del filled["health"][key]
     policy = _build(filled, frozenset(adopting))
@@ -213,11 +214,34 @@ def _build_rule(rule: dict[str, Any], names: dict[str, Sequence[str]]) -> Rule:
 
 
 def _build_health(data: dict[str, Any]) -> Health:
-    eject, panic = data.get("eject"), data.get("panic")
+    eject, panic, degrade, slow_start = map(data.get, ("eject", "panic", "degrade", "slow_start"))
     return Health(
         eject=eject
         and Eject(eject["consecutive_failures"], parse_duration(eject["base"]), eject["max_percent"]),
         panic=panic and Panic(parse_percentage(panic["threshold"]), PanicAction(panic["action"])),
+        slow_start_seconds=slow_start and parse_duration(slow_start),
+        degrade=degrade
+        and Degrade(parse_percentage(degrade["slower_than"]), parse_duration(degrade["interval"])),
+        probe=_build_probe(data["probe"]),
+    )
+
+
+def _build_probe(data: dict[str, Any]) -> Probe | None:
+    # Without targets there is no such section: its other keys are only the schema's defaults.
+    if "targets" not in data:
+        return None
+    return Probe(
+        socks=parse_control(data["socks"]),
+        targets=tuple(data["targets"]),
+        interval_seconds=parse_duration(data["interval"]),
+        timeout_seconds=parse_duration(data["timeout"]),
+        rise=data["rise"],
+        fall=data["fall"],
+        quorum=data["quorum"],
+        jitter=parse_percentage(data["jitter"]),
+        read_bytes=data["read"],
+        budget_bytes=parse_size(data["budget"]) if "budget" in data else None,
+        unused=data["unused"],
     )
 
 

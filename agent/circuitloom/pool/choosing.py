@@ -47,6 +47,11 @@ class Choosers:
         for chooser in self._of.pop(name):
             chooser.remove(name)
 
+    def scale(self, name: str, tenths: int) -> None:
+        """See Chooser."""
+        for chooser in self._of.get(name, ()):
+            chooser.scale(name, tenths)
+
     def count_streams(self, name: str, streams: int) -> None:
         """See Chooser."""
         for chooser in self._of[name]:

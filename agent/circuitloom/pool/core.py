@@ -35,6 +35,8 @@ from circuitloom.model import (
     Event,
     GiveBack,
     NetworkReady,
+    ProbeFinished,
+    ProbeStarted,
     RecordedCircuit,
     Reserved,
     Severity,
@@ -57,6 +59,7 @@ from circuitloom.pool.decisions import Decisions, Explanation, candidates, shows
 from circuitloom.pool.keys import Keys
 from circuitloom.pool.orders import carry_out
 from circuitloom.pool.planner import Planner
+from circuitloom.pool.probes import Probes
 from circuitloom.pool.rotation import Rotation
 from circuitloom.pool.slots import Circuit, SlotState
 from circuitloom.pool.snapshot import PoolSnapshot, count_guards, panic_notice, snapshot_circuits
@@ -104,6 +107,14 @@ class Pool:
             emit=self._emit,
             on_foreign=self._on_foreign,
         )
+        self._probes = Probes(
+            policy,
+            keys=self._keys,
+            rotation=self._rotation,
+            uniform=uniform,
+            emit=self._emit,
+            on_change=self._attacher.reshuffle,
+        )
         self._contention = Contention()
         self._on_stream = self._attacher.on_stream
         self._decisions = Decisions()
@@ -113,7 +124,6 @@ class Pool:
         self._take_over_at: float | None = None
         self._dispatch: dict[type[Any], Callable[[Any, float], None]] = {
             CircuitEvent: self._on_circuit,
-            CircuitBandwidth: self._on_bandwidth,
             ConfChanged: self._on_conf_changed,
             SignalReceived: self._on_signal,
             NetworkReady: self._on_network_ready,
@@ -128,6 +138,8 @@ class Pool:
             StopRequested: self._on_stop,
             CircuitOrdered: self._on_ordered,
             CircuitAdopted: self._on_adopted,
+            ProbeStarted: self._on_probe_started,
+            ProbeFinished: self._on_probe_finished,
             DeadlinePassed: self._on_deadline,
         }
 
@@ -146,8 +158,10 @@ class Pool:
         actions: list[Action] = []
         self._actions = actions
         self._attacher.now = self._rotation.now = now
+        self._probes.set_time(now)
         if isinstance(event, StreamEvent):
-            self._on_stream[event.status](event)
+            if not (self._probes.is_on and self._probes.take(event)):
+                self._on_stream[event.status](event)
             if self._attacher.freed:
                 self._attacher.serve_queued()
             # A stream may have ended a key, whose room others wait for, or had its circuit taken out, so that
@@ -156,6 +170,10 @@ class Pool:
                 self._evaluate(now)
             elif self._builder.is_anything_wanted:
                 self._builder.fill(now)
+        elif isinstance(event, CircuitBandwidth):
+            # As frequent as streams: those that wait are not looked at for it.
+            self._on_bandwidth(event)
+            self._builder.fill(now)
         else:
             self._dispatch[type(event)](event, now)
             self._evaluate(now)
@@ -182,6 +200,7 @@ class Pool:
             # Standing aside for good has no end to wait for.
             None if self._take_over_at == FOR_EVER else self._take_over_at,
             self._contention.verdict_at,
+            self._probes.next_deadline(),
         )
         return min((deadline for deadline in deadlines if deadline is not None), default=None)
 
@@ -192,9 +211,13 @@ class Pool:
         self._policy = policy
         self._attacher.replace_policy(policy)
         self._attacher.now = self._rotation.now = now
+        self._probes.set_time(now)
         self._planner.diversity = policy.diversity
+        if not policy.path_rules:
+            self._planner.relays = None
         self._keys.replace_policy(policy)
         self._rotation.replace_rule(policy.rotation, self._builder.by_id.values())
+        self._probes.replace_policy(policy)
         self._contention.begin_anew()
         if self._take_over_at == FOR_EVER:
             self._take_over_at = None
@@ -226,6 +249,16 @@ class Pool:
         """The circuit that a round serves for each name; none without a connection."""
         is_connected = self._attachment in {Attachment.RELEASED, Attachment.BALANCING}
         return built_circuits(self._keys) if is_connected else {}
+
+    @property
+    def is_of_probe(self) -> bool:
+        """Whether the last event was of a probe's stream, which is no user's."""
+        return self._probes.has_taken
+
+    def is_probed(self, circuit_id: CircuitId) -> bool:
+        """Whether the circuit's last probe passed, or the policy has none."""
+        circuit = self._builder.by_id.get(circuit_id)
+        return circuit is not None and self._probes.is_passed(circuit)
 
     def replace_circuit(self, circuit_id: CircuitId, *, now: float) -> list[Action]:
         """Replace a circuit, make before break; nothing happens if it is not ours any more."""
@@ -268,6 +301,7 @@ class Pool:
             failed_total=self._attacher.failed_total,
             notice=self._contention.notice or panic_notice(self._keys),
             streams_queued=self._attacher.queued,
+            probe_problem=self._probes.problem,
         )
 
     def guards(self) -> tuple[int, ...]:
@@ -307,6 +341,7 @@ class Pool:
         self._builder.check_invariants(
             [state for circuits in self._keys.all for state in circuits.slots.values()]
         )
+        self._probes.check_invariants()
         self._rotation.check_invariants(self._builder.by_id.values())
         assert self._attacher.is_in_charge == self.is_in_charge
         waiting = self._attacher.waiting
@@ -323,7 +358,7 @@ class Pool:
                     assert self._policy.balance.keys.when_exceeded is WhenExceeded.QUEUE
                 else:
                     is_queued = stream.is_queued and not owner.has_room(stream.among, stream.target)
-                    assert owner.is_cold or is_queued
+                    assert owner.is_cold or owner.is_cold_among(stream.among) or is_queued
 
     def _emit(self, action: Action) -> None:
         self._actions.append(action)
@@ -337,7 +372,7 @@ class Pool:
             circuit.slot.owner.handle_event(circuit, event, now=now)
             self._keys.sweep()
 
-    def _on_bandwidth(self, event: CircuitBandwidth, _now: float) -> None:
+    def _on_bandwidth(self, event: CircuitBandwidth) -> None:
         circuit = self._builder.by_id.get(event.circuit_id)
         if circuit is not None:
             self._rotation.count_bytes(circuit, event.read_bytes + event.written_bytes)
@@ -356,7 +391,14 @@ class Pool:
         self._attacher.handle_still_waiting(event)
 
     def _on_attach_refused(self, event: AttachRefused, _now: float) -> None:
-        self._attacher.handle_refused(event)
+        if not self._probes.handle_refused(event):
+            self._attacher.handle_refused(event)
+
+    def _on_probe_started(self, event: ProbeStarted, _now: float) -> None:
+        self._probes.handle_started(event)
+
+    def _on_probe_finished(self, event: ProbeFinished, _now: float) -> None:
+        self._probes.handle_finished(event)
 
     def _on_deadline(self, _event: DeadlinePassed, now: float) -> None:
         if self._take_over_at is not None and self._take_over_at <= now:
@@ -366,6 +408,7 @@ class Pool:
         self._keys.handle_deadline(now=now)
         self._builder.handle_deadline(now=now)
         self._attacher.handle_deadline()
+        self._probes.handle_deadline()
 
     # --- who is in charge ----------------------------------------------------------------------------------
 
@@ -391,6 +434,7 @@ class Pool:
     def _enter(self, attachment: Attachment, now: float) -> None:
         self._attachment = attachment
         self._attacher.is_in_charge = self.is_in_charge
+        self._probes.set_in_charge(is_in_charge=self.is_in_charge)
         self._since = now
 
     def _give_back(self, attachment: Attachment, why: str, now: float) -> None:
@@ -503,6 +547,7 @@ class Pool:
             return
         self._attacher.reserve(event.reserved)
         self._attacher.clear()
+        self._probes.handle_connected()
         there = {line.circuit_id: line for line in event.circuits}
         self._keys.adopt(event.records, there, now=now)
         self._builder.handle_connected()

@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from circuitloom.health import HELD
 from circuitloom.model import Action, AttachStream, CloseStream, ReleaseStream, StreamId
 from circuitloom.policy.health import PanicAction
 from circuitloom.policy.operating import Destinations
@@ -172,7 +173,10 @@ def _why(state: SlotState, circuits: Circuits, now: float) -> str:
     if state.circuit is None:
         return "is being built" if state.retry_at is None else "waits to be built again"
     if state.circuit.is_candidate:
-        return "takes streams in its turn" + (", until its successor is built" if state.is_outdated else "")
+        factor = circuits.weight_factor(state.circuit, now=now)
+        reduced = "" if factor == 1 else f", with {factor:.0%} of its weight"
+        replaced = ", until its successor is built" if state.is_outdated else ""
+        return f"takes streams in its turn{reduced}{replaced}"
     return _why_not(state, circuits, circuits.ejected_until(state.circuit), now)
 
 
@@ -181,6 +185,8 @@ def _why_not(state: SlotState, circuits: Circuits, ejected_until: float | None, 
         return "drained by the operator"
     if circuits.panic in {PanicAction.TOR, PanicAction.HOLD}:
         return "too few circuits are healthy, so none takes streams"
+    if ejected_until == HELD and circuits.panic is None:
+        return "down: its last probes failed"
     if ejected_until is not None and circuits.panic is None:
         return f"ejected for {max(0.0, ejected_until - now):.0f} s more: streams in a row failed on it"
     if state.slot.role is Role.BACKUP and not circuits.backups_serve:

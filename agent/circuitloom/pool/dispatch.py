@@ -150,7 +150,7 @@ class Dispatcher(StreamTable):
         if circuits.is_retired:
             self._release(stream, "the circuits of its key end")
             return
-        if circuits.is_cold:
+        if circuits.is_cold or circuits.is_cold_among(stream.among):
             if self.policy.balance.keys.cold_start is ColdStart.WAIT:
                 self._wait(stream)
             else:

@@ -7,7 +7,8 @@ Rules of this file:
   serves until its successor is BUILT.
 * Jitter only makes a bound come earlier, for each circuit by a part of its own.
 * A spent circuit that drains is overdue when the policy's time for that is over.
-* What another controller built is never spent: that one knows how long it should live.
+* What another controller built is never spent: that one knows how long it should live. Nor is anything built
+  for a key that gets no new streams (after NEWNYM): its circuits end with it.
 """
 
 from __future__ import annotations
@@ -199,7 +200,7 @@ class Rotation:
         if circuit.state is CircuitState.DRAINING:
             wear.drains_since = self.now
             self._look(circuit)
-        else:
+        elif not circuit.slot.owner.is_expiring:
             circuit.slot.owner.rotate(circuit, why)
 
     def _look(self, *circuits: Circuit) -> None:

@@ -7,6 +7,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from circuitloom.balancing import ConnectTime
+from circuitloom.checks import Checkup
 from circuitloom.model import CircuitId, Hop, Purpose
 from circuitloom.paths import PortPolicy
 from circuitloom.policy.types import Slot
@@ -70,6 +71,9 @@ class Circuit:
         is_adopted: Whether another controller built it; then that one closes it, and we never do.
         wear: How much it has served.
         exit_ports: Which ports its exit accepts; None: not known.
+        probes: How many of our probes' streams are on it; they are not among ``streams``.
+        checkup: What its probes found; kept by ``Probes``.
+        carried: Under ``isolation: none``, while circuits are probed: the isolation of its first stream.
     """
 
     slot: SlotState
@@ -90,6 +94,9 @@ class Circuit:
     is_adopted: bool = False
     wear: Wear = field(default_factory=Wear)
     exit_ports: PortPolicy | None = None
+    probes: int = 0
+    checkup: Checkup | None = None
+    carried: IsolationKey | None = None
 
     def refuses(self, port: int) -> bool:
         """Whether its exit is known to refuse a port."""
@@ -117,6 +124,7 @@ class SlotState:
         attached_total: Streams attached, over all its circuits.
         failed_total: Of these, how many failed or were detached.
         has_adopted: Whether the slot had a circuit since it is one for adopted circuits.
+        has_served: Whether it ever had one.
     """
 
     slot: Slot
@@ -130,6 +138,12 @@ class SlotState:
     attached_total: int = 0
     failed_total: int = 0
     has_adopted: bool = False
+    has_served: bool = False
+
+    @property
+    def is_cold(self) -> bool:
+        """Whether its first circuit is on its way, and nothing has failed yet."""
+        return self.circuit is None and self.is_ours_to_build and not (self.has_served or self.failures)
 
     @property
     def is_ours_to_build(self) -> bool:

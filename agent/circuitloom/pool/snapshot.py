@@ -5,12 +5,33 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
+from circuitloom.checks import Checkup
+from circuitloom.health import HELD
 from circuitloom.policy.health import PanicAction
 from circuitloom.pool.circuits import Circuits
 from circuitloom.pool.keys import Keys
 from circuitloom.pool.slots import Circuit, CircuitState, SlotState
 from circuitloom.pool.tally import Histogram
 from circuitloom.pool.tiers import PANIC_WORDS
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeSnapshot:
+    """What the probes of one circuit found.
+
+    Attributes:
+        health: ``up``, ``down``, ``unknown`` (no check was decided yet) or ``skipped`` (it is not checked).
+        last: ``passed`` or ``failed``, of the last check that was decided.
+        in_a_row: How many checks before it, and with it, found the same.
+        seconds_ago: When it was decided.
+        why_not: Why the circuit is not checked, in words; empty: it is.
+    """
+
+    health: str
+    last: str | None
+    in_a_row: int
+    seconds_ago: float | None
+    why_not: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +43,8 @@ class CircuitSnapshot:
         role: ``active`` or ``backup``.
         weight: As the policy says.
         max_streams: As the policy says.
-        state: ``built``, ``building``, ``backoff``, ``drained``, ``ejected``, ``draining`` or ``idle``.
+        state: ``built``, ``building``, ``backoff``, ``drained``, ``ejected``, ``down``, ``draining`` or
+            ``idle``.
         circuit_id: Tor's id, once there is one.
         path: Nicknames (or fingerprints) of its relays, first hop first.
         streams: Streams on it now.
@@ -33,8 +55,11 @@ class CircuitSnapshot:
         weight_share: Its part of the weights of its tier and key, 0 to 1.
         key: The number of the isolation key that it is for, from 0.
         is_adopted: Whether another controller built it, or has to.
+        weight_factor: Which part of its weight counts now, 0.1 to 1: less while it is fresh or degraded.
+        is_degraded: Whether it has lost weight because it is much slower than the others.
         connects: How long streams on the circuit took to connect.
         exit_fingerprint: Of its last relay, once it is built.
+        probe: What its probes found; None: nothing is probed, or there is no circuit.
     """
 
     name: str
@@ -52,8 +77,11 @@ class CircuitSnapshot:
     weight_share: float
     key: int
     is_adopted: bool = False
+    weight_factor: float = 1.0
+    is_degraded: bool = False
     connects: Histogram = field(default_factory=Histogram)
     exit_fingerprint: str | None = None
+    probe: ProbeSnapshot | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +91,7 @@ class PoolSnapshot:
     Attributes:
         streams_queued: Those of the waiting that wait for room.
         notice: Tells of another controller, or of a panic.
+        probe_problem: Tells why probes do not work.
     """
 
     state: str
@@ -77,6 +106,7 @@ class PoolSnapshot:
     failed_total: int
     notice: str = ""
     streams_queued: int = 0
+    probe_problem: str = ""
 
 
 def panic_notice(keys: Keys) -> str:
@@ -120,9 +150,9 @@ def count_guards(keys: Keys) -> tuple[int, ...]:
 def _snapshot_key(circuits: Circuits, now: float) -> list[CircuitSnapshot]:
     states = list(circuits.slots.values())
     attached = sum(state.attached_total for state in states)
-    weights: dict[str, int] = {}
+    weights: dict[str, float] = {}
     for state in states:
-        weights[state.slot.role] = weights.get(state.slot.role, 0) + _weight(state)
+        weights[state.slot.role] = weights.get(state.slot.role, 0.0) + _weight(state, now)
     return [
         _snapshot(
             state,
@@ -130,7 +160,7 @@ def _snapshot_key(circuits: Circuits, now: float) -> list[CircuitSnapshot]:
             _word(state),
             (
                 state.attached_total / attached if attached else 0.0,
-                _weight(state) / (weights[state.slot.role] or 1),
+                _weight(state, now) / (weights[state.slot.role] or 1.0),
             ),
             now=now,
         )
@@ -138,18 +168,21 @@ def _snapshot_key(circuits: Circuits, now: float) -> list[CircuitSnapshot]:
     ]
 
 
-def _weight(state: SlotState) -> int:
-    """What counts of its weight: nothing while it is drained, or ejected and there is no panic."""
-    is_ejected = _word(state) == "ejected" and state.owner.panic is not PanicAction.ALL
-    is_out = state.slot.name in state.owner.drained or is_ejected
-    return 0 if is_out else state.slot.weight
+def _weight(state: SlotState, now: float) -> float:
+    """What counts of its weight: nothing while it is drained, or out and there is no panic."""
+    is_away = _word(state) in {"ejected", "down"} and state.owner.panic is not PanicAction.ALL
+    if is_away or state.slot.name in state.owner.drained:
+        return 0.0
+    factor = 1.0 if state.circuit is None else state.owner.weight_factor(state.circuit, now=now)
+    return state.slot.weight * factor
 
 
 def _word(state: SlotState) -> str:
     if state.circuit is not None:
         if state.slot.name in state.owner.drained:
             return "drained"
-        return "built" if state.owner.ejected_until(state.circuit) is None else "ejected"
+        until = state.owner.ejected_until(state.circuit)
+        return "built" if until is None else "down" if until == HELD else "ejected"
     if state.building is not None:
         return "building"
     return "idle" if state.retry_at is None else "backoff"
@@ -175,6 +208,22 @@ def _snapshot(
         weight_share=shares[1],
         key=state.owner.number,
         is_adopted=not state.is_ours_to_build if circuit is None else circuit.is_adopted,
+        weight_factor=state.owner.weight_factor(circuit, now=now) if circuit else 1.0,
+        is_degraded=circuit is not None and state.owner.is_degraded(circuit),
         connects=circuit.connects if circuit else Histogram(),
         exit_fingerprint=circuit.path[-1].fingerprint if circuit and circuit.path else None,
+        probe=_snapshot_probe(circuit.checkup, now) if circuit and circuit.checkup else None,
+    )
+
+
+def _snapshot_probe(checkup: Checkup, now: float) -> ProbeSnapshot:
+    health = (
+        "skipped" if checkup.why_not else "down" if checkup.is_down else "up" if checkup.last else "unknown"
+    )
+    return ProbeSnapshot(
+        health=health,
+        last=checkup.last,
+        in_a_row=checkup.in_a_row,
+        seconds_ago=now - checkup.last_at if checkup.last else None,
+        why_not=checkup.why_not,
     )

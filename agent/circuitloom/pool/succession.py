@@ -54,6 +54,7 @@ class Succession(Tiers):
         circuit.state = CircuitState.BUILT
         circuit.built_at = now
         self._rotation.begin(circuit)
+        self._fitness.begin(circuit, now=now)
         circuit.exit_ports = self._builder.planner.exit_ports(circuit.path)
         predecessor, state.circuit, state.is_outdated = state.circuit, circuit, False
         names = ", ".join(hop.nickname or hop.fingerprint[:8] for hop in circuit.path)
@@ -109,7 +110,11 @@ class Succession(Tiers):
             self._vacate(circuit.slot)
         self._leave(circuit)
         self._offer(circuit)
-        if circuit.streams == 0:
+        self.end_if_empty(circuit)
+
+    def end_if_empty(self, circuit: Circuit) -> None:
+        """A stream, or a probe, has left the circuit, or it drains: if nothing is left on it, it ends."""
+        if circuit.state is CircuitState.DRAINING and circuit.streams == 0 and circuit.probes == 0:
             self._end(circuit)
 
     def _end(self, circuit: Circuit) -> None:

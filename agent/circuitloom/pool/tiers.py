@@ -12,8 +12,9 @@ Rules of this file:
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable
+from functools import partial
 
-from circuitloom.health import Alarm, Ejector
+from circuitloom.health import HELD, WHOLE, Alarm, Ejector, Fitness
 from circuitloom.kinds import Kind
 from circuitloom.model import Action, Announce, CircuitId, Severity
 from circuitloom.policy.health import PanicAction
@@ -66,6 +67,7 @@ class Tiers:
         self._chooser = Choosers(policy, builder.uniform)
         self._ejector = Ejector[Circuit](policy.health.eject)
         self._alarm = Alarm(policy.health.panic)
+        self._fitness = Fitness[Circuit](policy.health.slow_start_seconds, policy.health.degrade)
         self._refusals = Refusals()
         self.slots: dict[str, SlotState] = {}
         self._outgoing: dict[str, Circuit] = {}
@@ -105,6 +107,14 @@ class Tiers:
             for name in names
         ) or not names.isdisjoint(self._outgoing)
 
+    def is_cold_among(self, names: frozenset[str] | None) -> bool:
+        """Whether none of these circuits (None: not asked) serves yet, and the first of one is on its way."""
+        return (
+            names is not None
+            and any((state := self.slots.get(name)) is not None and state.is_cold for name in names)
+            and not self.is_usable_among(names)
+        )
+
     def has_room(self, names: frozenset[str] | None, target: str = "") -> bool:
         """Whether at least one of these circuits (None: of all) may take a stream to a target now."""
         return self._chooser.has_any(names, self.refusing(target))
@@ -135,6 +145,9 @@ class Tiers:
             among: Names of the only circuits that may be chosen; None: all.
             target: Where it goes (``host:port``): exits that refuse its port are not chosen.
         """
+        if self._fitness.review_at <= now:
+            for changed in self._fitness.review(partial(self._measured, now), now=now):
+                self._chooser.scale(changed.slot.slot.name, self._fitness.tenths(changed))
         exclude = list(self.refusing(target))
         exclude += [
             circuit.slot.slot.name
@@ -194,12 +207,37 @@ class Tiers:
             self._offer(circuit)
         return until
 
+    def take_down(self, circuit: Circuit) -> bool:
+        """The circuit's probes failed: it takes no streams until ``bring_up``, if there is room for that.
+
+        Returns:
+            Whether it is down, and was not before.
+        """
+        until = self._ejector.until(circuit)
+        if until == HELD or not self._ejector.hold(circuit):
+            return False
+        if until is None:
+            self._tiers_changed(circuit.slot, -1)
+            self._offer(circuit)
+        return True
+
+    def bring_up(self, circuit: Circuit) -> None:
+        """The circuit's probes pass again, or nobody probes any more; harmless when it was not down."""
+        if self._ejector.let_in(circuit):
+            self._readmit([circuit])
+
     def readmit_due(self, *, now: float) -> None:
         """Those whose time is over take streams again."""
-        self._readmit(self._ejector.due(now=now))
+        back = self._ejector.due(now=now)
+        for circuit in back:
+            self._fitness.begin(circuit, now=now)
+        self._readmit(back)
 
     def ejected_until(self, circuit: Circuit) -> float | None:
-        """When an ejected circuit takes streams again (seconds of the pool's clock); None if it does now."""
+        """When a circuit that is out takes streams again (seconds of the pool's clock).
+
+        ``HELD`` if its probes decide that; None if it does now.
+        """
         return self._ejector.until(circuit)
 
     def _replace_health(self, health: Health) -> None:
@@ -208,6 +246,27 @@ class Tiers:
             self._ejector = Ejector(health.eject)
         if health.panic != self._alarm.rule:
             self._alarm = Alarm(health.panic)
+        if (health.slow_start_seconds, health.degrade) != (
+            self._fitness.slow_start_seconds,
+            self._fitness.degrade,
+        ):
+            self._fitness = Fitness(health.slow_start_seconds, health.degrade)
+
+    def weight_factor(self, circuit: Circuit, *, now: float) -> float:
+        """Which part (0.1 to 1) of its weight the circuit has now (seconds of the pool's clock)."""
+        return self._fitness.tenths_at(circuit, now=now) / WHOLE
+
+    def is_degraded(self, circuit: Circuit) -> bool:
+        """Whether it has lost weight because it is much slower than the others."""
+        return self._fitness.is_degraded(circuit)
+
+    def _measured(self, now: float) -> dict[Circuit, float]:
+        """How long each circuit that serves took lately to connect a stream (seconds)."""
+        return {
+            state.circuit: seconds
+            for state in self.slots.values()
+            if state.circuit is not None and (seconds := state.circuit.connect_time.recent(now)) is not None
+        }
 
     def _is_out(self, circuit: Circuit) -> bool:
         return circuit in self._ejector.out and self.panic is not PanicAction.ALL
@@ -287,11 +346,13 @@ class Tiers:
                 order=self._order.get(slot.name, len(self._order)),
                 connect_time=circuit.connect_time,
             )
+            self._chooser.scale(slot.name, self._fitness.tenths(circuit))
         else:
             self._chooser.remove(slot.name)
 
     def _join(self, circuit: Circuit) -> None:
         """The circuit serves in its slot from now on."""
+        circuit.slot.has_served = True
         self._refusals.forget()
         if self._is_kept(circuit.slot) and self._counts(circuit.slot):
             self._ejector.add(circuit)
@@ -299,6 +360,7 @@ class Tiers:
 
     def _leave(self, circuit: Circuit) -> None:
         """The circuit serves no longer; of fewer circuits fewer may be ejected."""
+        self._fitness.forget(circuit)
         self._refusals.forget()
         was_ejected = circuit in self._ejector.out
         back = self._ejector.remove(circuit)
