@@ -186,7 +186,7 @@ def test_an_interval_without_a_file_is_warned_about() -> None:
 
     parsed, (warning,) = check_policy(policy, name="p")
     assert parsed.metrics.is_asked_for
-    assert str(warning).startswith("p:3:42: metrics.interval: this does nothing without `textfile`")
+    assert str(warning).startswith("p:3:43: metrics.interval: this does nothing without `textfile`")
 
 
 # --- the port ----------------------------------------------------------------------------------------------
