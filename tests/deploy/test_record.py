@@ -61,7 +61,7 @@ def test_what_was_recorded_there_can_be_simulated_there(recording: Host, fleet: 
     recording.guest("spread", fleet.network.echo, "10")
     recording.run("systemctl stop circuitloom; systemctl start circuitloom")
     balanced(recording, 60)
-    program = "/opt/circuitloom/current/venv/bin/circuitloom"
+    program = "/usr/local/bin/circuitloom"
 
     shown = recording.run(f"{program} simulate /etc/circuitloom/policy.yml --log {FILE}.1 --json")
 
