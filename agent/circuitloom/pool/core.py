@@ -142,9 +142,11 @@ class Pool(Told):
         actions: list[Action] = []
         self._actions = actions
         self._attacher.now = self._rotation.now = now
-        self._probes.set_time(now)
+        probes = self._probes
+        if probes.is_on:
+            probes.set_time(now)
         if isinstance(event, StreamEvent):
-            if not (self._probes.is_on and self._probes.take(event)):
+            if not (probes.is_on and probes.take(event)):
                 self._on_stream[event.status](event)
             if self._attacher.freed:
                 self._attacher.serve_queued()
