@@ -152,12 +152,21 @@ def test_check_says_when_a_panic_never_comes() -> None:
         text = f"version: 1\ncircuits: [{{name: a}}, {{name: b}}]\nhealth: {health}\n"
         return [str(fault) for fault in check_policy(text.encode(), name="p")[1]]
 
-    assert warnings("{panic: {}}") == ["p:3:17: health.panic: without `eject` no circuit is ever unhealthy"]
+    assert warnings("{panic: {}}") == [
+        "p:3:17: health.panic: without `eject` or `probe` no circuit is ever unhealthy"
+    ]
     always = "by `eject.max_percent` 40 % of the circuits are always healthy: raise one of the two"
     assert warnings("{eject: {max_percent: 60}, panic: {threshold: 40%}}") == [
         f"p:3:55: health.panic.threshold: {always}"
     ]
     assert warnings("{eject: {max_percent: 60}, panic: {threshold: 41%}}") == []
+    # What fails its probes is out as well, within the same bound and its default.
+    probe = 'probe: {targets: ["203.0.113.7:80"]}'
+    half = "by `eject.max_percent` 50 % of the circuits are always healthy: raise one of the two"
+    assert [line.partition(": ")[2] for line in warnings(f"{{{probe}, panic: {{}}}}")] == [
+        f"health.panic.threshold: {half}"
+    ]
+    assert warnings(f"{{{probe}, panic: {{threshold: 51%}}}}") == []
 
 
 @given(

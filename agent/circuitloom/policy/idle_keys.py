@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from circuitloom.errors import Fault
 from circuitloom.policy.nodes import Document
-from circuitloom.policy.types import Algorithm, Policy, Role
+from circuitloom.policy.types import Algorithm, Eject, Policy, Role
 
 __all__ = ["find_idle_keys"]
 
@@ -30,13 +30,15 @@ def _rotation(document: Document, policy: Policy) -> Iterator[Fault]:
 
 
 def _panic(document: Document, policy: Policy) -> Iterator[Fault]:
-    panic, eject = policy.health.panic, policy.health.eject
-    if panic is None:
+    health = policy.health
+    if health.panic is None:
         return
-    if eject is None:
-        yield document.fault(("health", "panic"), "without `eject` no circuit is ever unhealthy")
-    elif panic.threshold * 100 <= 100 - eject.max_percent:
-        least = 100 - eject.max_percent
+    if health.eject is None and health.probe is None:
+        message = "without `eject` or `probe` no circuit is ever unhealthy"
+        yield document.fault(("health", "panic"), message)
+        return
+    least = 100 - (health.eject or Eject()).max_percent
+    if health.panic.threshold * 100 <= least:
         message = f"by `eject.max_percent` {least} % of the circuits are always healthy: raise one of the two"
         yield document.fault(("health", "panic", "threshold"), message)
 
