@@ -11,7 +11,6 @@ Rules of this file:
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import logging
 from collections.abc import Callable, Iterable, Mapping
 
@@ -22,6 +21,7 @@ from circuitloom.paths import (
     Relays,
     join_relay,
     read_consensus,
+    read_exclusion,
     read_guards,
     read_microdescriptors,
     read_weights,
@@ -33,6 +33,8 @@ from circuitloom.wire import DirectoryNews, Reply
 CONSENSUS = "dir/status-vote/current/consensus-microdesc"
 MICRODESCRIPTORS = "md/all"
 GUARDS = "entry-guards"
+OPTIONS = ("EnforceDistinctSubnets", "ExcludeNodes", "ExcludeExitNodes")
+"""Of torrc; what they change there is read with the next consensus."""
 COUNTRY = "ip-to-country/"
 
 FETCH_SECONDS = 30.0
@@ -44,6 +46,9 @@ RELAYS_PER_TURN = 64
 ADDRESSES_PER_COMMAND = 128
 
 RETRY_INITIAL_SECONDS, RETRY_MAX_SECONDS = 1.0, 30.0
+
+SETTLE_SECONDS = 2.0
+"""From a new consensus to the question: Tor is busy with it, and fetches what is new in it."""
 
 INCOMPLETE_SECONDS = 15.0
 """Until the next look, while microdescriptors are missing: Tor fetches them after the consensus."""
@@ -83,7 +88,8 @@ async def _read_relays(session: Session, countries: Mapping[str, str] | None) ->
     try:
         consensus = (await get_info(session, CONSENSUS)).get(CONSENSUS, "")
     except ControlRefused:
-        raise ControlUnreachable("Tor has no consensus yet: wait until it has bootstrapped") from None
+        what = "Tor has no consensus yet: wait until it has bootstrapped"
+        raise ControlUnreachable(f"{what}, and leave UseMicrodescriptors on") from None
     microdescriptors = {}
     text = (await get_info(session, MICRODESCRIPTORS)).get(MICRODESCRIPTORS, "")
     for number, (digest, microdescriptor) in enumerate(read_microdescriptors(text)):
@@ -99,7 +105,10 @@ async def _read_relays(session: Session, countries: Mapping[str, str] | None) ->
             relays[status.fingerprint] = join_relay(status, described)
         await _pause(number)
     values = await get_info(session, GUARDS)
-    option = await session.request(wire.command("GETCONF", "EnforceDistinctSubnets"))
+    options = (await session.request(wire.command("GETCONF", *OPTIONS))).values()
+    excluded, excluded_exits = (read_exclusion(options.get(option, "")) for option in OPTIONS[1:])
+    if countries is None and (excluded.rule.countries or excluded_exits.rule.countries):
+        countries = {}
     found, has_countries = await _ask_countries(session, relays.values(), countries)
     return Relays(
         relays,
@@ -107,7 +116,9 @@ async def _read_relays(session: Session, countries: Mapping[str, str] | None) ->
         guards=read_guards(values.get(GUARDS, "")),
         countries=found,
         has_countries=has_countries,
-        keeps_subnets_apart=option.values().get("EnforceDistinctSubnets") != "0",
+        keeps_subnets_apart=options.get(OPTIONS[0]) != "0",
+        excluded=excluded,
+        excluded_exits=excluded_exits,
         missing=missing,
     )
 
@@ -190,7 +201,7 @@ class Directory:
     def handle_news(self, news: DirectoryNews) -> None:
         """Tor has other relays, or thinks otherwise of its guards."""
         if news is DirectoryNews.CONSENSUS:
-            self._due.set()
+            self._loop.call_later(SETTLE_SECONDS, self._due.set)
         else:
             self.ask_guards()
 
@@ -247,7 +258,7 @@ class Directory:
             return
         guards = read_guards(reply.values().get(GUARDS, ""))
         if guards != self._relays.guards:
-            self._relays = dataclasses.replace(self._relays, guards=guards)
+            self._relays = self._relays.with_guards(guards)
             self._take(self._relays)
 
     def _tell(self, level: int, message: str) -> None:

@@ -18,7 +18,6 @@ import random
 import signal
 import time
 from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,48 +32,36 @@ from circuitloom.kinds import Kind
 from circuitloom.link import RESERVED_OPTIONS, Link, LinkEvents
 from circuitloom.metrics import AgentCounts, Exporter, Reading
 from circuitloom.model import (
-    LEAVE_UNATTACHED,
-    TOR_CHOOSES,
     Action,
     Announce,
-    AskWaiting,
-    AttachRefused,
-    AttachStream,
-    BuildAccepted,
-    BuildCircuit,
-    BuildRefused,
     CircuitAdopted,
     CircuitEvent,
     CircuitId,
     CircuitStatus,
-    CloseCircuit,
-    CloseStream,
     ConfChanged,
     Connected,
     DeadlinePassed,
     Disconnected,
     Event,
-    GiveBack,
-    Purpose,
-    ReleaseStream,
-    StillWaiting,
+    ProbeCircuit,
+    ProbeFinished,
+    StopProbe,
     StopRequested,
     StreamEvent,
-    StreamId,
-    TakeOver,
-    TakeOverRefused,
 )
 from circuitloom.operation import CHANGING, Agent, commands
 from circuitloom.paths import Relays
 from circuitloom.policy import Policy, read_policy
 from circuitloom.pool import Pool
+from circuitloom.probe import Prober
 from circuitloom.recording.recorder import Recorder
 from circuitloom.release import give_back
 from circuitloom.rounds.types import Served
-from circuitloom.session import connect_once, ignore_reply
+from circuitloom.session import connect_once
 from circuitloom.state import StateFile
 from circuitloom.status import event_document, status_document, status_line
 from circuitloom.systemd import Notifier, watchdog_seconds
+from circuitloom.tor_actions import TorActions
 from circuitloom.wire import ControlEvent, Reply
 
 STOP_SECONDS = 4.0
@@ -144,6 +131,7 @@ class Service:
                 replace=self._replace_circuit,
             ),
         )
+        self._prober = Prober(started=self._handle, finished=self._on_probe_finished)
         agent = Agent(
             policy=lambda: self._pool.policy,
             status=self._status_document,
@@ -158,15 +146,16 @@ class Service:
         self._admin = AdminServer(
             policy.admin.socket, commands(agent) | {"rounds": self._conductor.answer}, changing=CHANGING
         )
-        self._carry_out: dict[type[Any], Callable[[Any], None]] = {
-            TakeOver: self._take_over,
-            GiveBack: self._give_back,
-            AskWaiting: self._ask_waiting,
-            AttachStream: self._attach,
-            ReleaseStream: self._release,
-            CloseStream: self._close_stream,
-            BuildCircuit: self._build,
-            CloseCircuit: self._close_circuit,
+        actions = TorActions(
+            send=self._send,
+            give=self._handle,
+            beat=self._link.beat,
+            pool=self._pool,
+            counts=self._counts,
+        )
+        self._carry_out: dict[type[Any], Callable[[Any], None]] = actions.carry_out | {
+            ProbeCircuit: self._probe,
+            StopProbe: lambda action: self._prober.stop(action.probe),
             Announce: self._announce,
         }
 
@@ -216,6 +205,7 @@ class Service:
             self._save_state()
             is_given_back, _ = await asyncio.gather(self._give_everything_back(), self._conductor.stop())
         finally:
+            await self._prober.close()
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
@@ -240,7 +230,7 @@ class Service:
 
     def _on_event(self, event: ControlEvent) -> None:
         actions = self._pool.handle(event, now=self._loop.time())
-        if self._recorder is not None:
+        if self._recorder is not None and not self._pool.is_of_probe:
             self._recorder.take(event, actions)
         for action in actions:
             self._carry_out[type(action)](action)
@@ -305,93 +295,34 @@ class Service:
     def _renew_relays(self, relays: Relays) -> None:
         self._perform(self._pool.renew_relays(relays, now=self._loop.time()))
 
-    # --- what the pool asks for ----------------------------------------------------------------------------
-
     def _send(self, command: bytes, on_reply: Callable[[Reply], None]) -> None:
         if self._link.session is not None:
             self._link.session.send(command, on_reply)
 
-    def _take_over(self, _action: TakeOver) -> None:
-        def check(reply: Reply) -> None:
-            if not reply.is_ok:
-                self._handle(TakeOverRefused(reply.text))
+    # --- probes --------------------------------------------------------------------------------------------
 
-        self._counts.takeovers += 1
-        self._link.beat()
-        self._send(wire.command("SETCONF", f"{LEAVE_UNATTACHED}=1"), check)
+    def _probe(self, action: ProbeCircuit) -> None:
+        if self._policy.health.probe is not None:
+            self._prober.start(action, self._policy.health.probe)
 
-    def _give_back(self, _action: GiveBack) -> None:
-        def check(reply: Reply) -> None:
-            if not reply.is_ok:
-                _log.error("Tor refused to reset %s: %s", LEAVE_UNATTACHED, reply.text)
-
-        self._counts.give_backs += 1
-        self._send(wire.command("RESETCONF", LEAVE_UNATTACHED), check)
-
-    def _ask_waiting(self, _action: AskWaiting) -> None:
-        def take(reply: Reply) -> None:
-            if reply.is_ok:
-                self._handle(StillWaiting(frozenset(wire.waiting_streams(reply))))
-
-        self._send(wire.command("GETINFO", "stream-status"), take)
-
-    def _attach(self, action: AttachStream) -> None:
-        stream_id, circuit_id, name = action
-        if _log.isEnabledFor(logging.DEBUG):
-            algorithm = self._policy.balance.algorithm.value
-            about = logs.about(Kind.STREAM_ATTACHED, circuit=name, circuit_id=circuit_id, stream_id=stream_id)
-            what = "stream %s%s -> circuit %s (%s), %s"
-            to = self._pool.shown_target(stream_id)
-            _log.debug(what, stream_id, to, name, circuit_id, algorithm, extra=about)
-        self._send(
-            wire.attach_stream(stream_id, circuit_id), partial(self._on_attach_reply, stream_id, circuit_id)
-        )
-
-    def _release(self, action: ReleaseStream) -> None:
-        self._tell_stream("stream %s%s -> Tor, %s", Kind.STREAM_RELEASED, action)
-        self._send(
-            wire.attach_stream(action.stream_id, TOR_CHOOSES),
-            partial(self._on_attach_reply, action.stream_id, TOR_CHOOSES),
-        )
-
-    def _on_attach_reply(self, stream_id: StreamId, circuit_id: CircuitId, reply: Reply) -> None:
-        if not reply.is_ok:
-            self._handle(AttachRefused(stream_id, circuit_id, reply.code, reply.text))
-
-    def _close_stream(self, action: CloseStream) -> None:
-        self._tell_stream("stream %s%s closed, %s", Kind.STREAM_CLOSED, action)
-        # 1 is REASON_MISC (tor-spec 6.3): the application sees a general failure at once.
-        self._send(wire.command("CLOSESTREAM", action.stream_id, "1"), ignore_reply)
-
-    def _tell_stream(self, what: str, kind: Kind, action: ReleaseStream | CloseStream) -> None:
-        if _log.isEnabledFor(logging.DEBUG):
-            to = self._pool.shown_target(action.stream_id)
-            about = logs.about(kind, stream_id=action.stream_id)
-            _log.debug(what, action.stream_id, to, action.why, extra=about)
-
-    def _build(self, action: BuildCircuit) -> None:
-        def take(reply: Reply) -> None:
-            if reply.is_ok:
-                circuit_id = wire.extended_circuit_id(reply)
-                if action.purpose is not Purpose.GENERAL:
-                    # Refused only for a circuit that is gone already; events tell both.
-                    self._send(wire.set_circuit_purpose(circuit_id, action.purpose), ignore_reply)
-                self._handle(BuildAccepted(action.build, circuit_id))
-            else:
-                self._handle(BuildRefused(action.build, reply.text))
-
-        self._send(wire.extend_circuit(action.path), take)
-
-    def _close_circuit(self, action: CloseCircuit) -> None:
-        flags = () if action.is_forced else ("IfUnused",)
-        self._send(wire.command("CLOSECIRCUIT", action.circuit_id, *flags), ignore_reply)
+    def _on_probe_finished(self, event: ProbeFinished) -> None:
+        self._handle(event)
+        # A round may wait for this circuit to pass.
+        self._conductor.look()
 
     # --- what the rounds ask for ---------------------------------------------------------------------------
 
     def _built_circuits(self) -> dict[str, Served]:
         now = self._loop.time()
         return {
-            name: Served(name, circuit.circuit_id, circuit.path, circuit.streams, now - circuit.built_at)
+            name: Served(
+                name,
+                circuit.circuit_id,
+                circuit.path,
+                circuit.streams,
+                now - circuit.built_at,
+                self._pool.is_probed(circuit.circuit_id),
+            )
             for name, circuit in self._pool.built().items()
             if circuit.circuit_id is not None
         }

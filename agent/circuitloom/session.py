@@ -134,22 +134,28 @@ class Session(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """See asyncio.Protocol."""
-        on_event = self._on_event
+        # What this read makes us send leaves at its end; the loop need not turn once more for it.
+        self._is_flush_due = True
         self.read_at = self._loop.time()
         try:
-            for message in self._codec.feed(data):
-                if self._is_ended:
-                    # Closed by what an earlier message of the same read brought.
-                    return
-                if isinstance(message, Reply):
-                    self._take_reply(message)
-                else:
-                    on_event(message)
+            self._hand_on(data)
+            if not self._is_ended:
+                self._on_turn()
         except ControlProtocolError as error:
             self.close(error)
-            return
-        self._on_turn()
-        self.flush()
+        finally:
+            self.flush()
+
+    def _hand_on(self, data: bytes) -> None:
+        on_event = self._on_event
+        for message in self._codec.feed(data):
+            if self._is_ended:
+                # Closed by what an earlier message of the same read brought.
+                return
+            if isinstance(message, Reply):
+                self._take_reply(message)
+            else:
+                on_event(message)
 
     def _take_reply(self, reply: Reply) -> None:
         if not self._pending:

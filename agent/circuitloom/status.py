@@ -23,7 +23,7 @@ _WHEN_NONE = {
 }
 
 
-_WORDS = frozenset({"CIRCUIT", "STATE", "ROLE", "WHY", "DESTINATION", "PATH (COUNTRY OF ITS EXIT)"})
+_WORDS = frozenset({"CIRCUIT", "STATE", "ROLE", "PROBE", "WHY", "DESTINATION", "PATH (COUNTRY OF ITS EXIT)"})
 """Columns that are read from the left; the others hold numbers."""
 
 
@@ -94,6 +94,7 @@ def status_document(  # noqa: PLR0913 - each by name, and none can be made from 
         },
         "guard_pid": guard_pid,
         "circuits": [_circuit_document(circuit, country_of) for circuit in snapshot.circuits],
+        "probes": {"problem": snapshot.probe_problem or None} if policy.health.probe else None,
         "streams": {
             "active": snapshot.streams_active,
             "waiting": snapshot.streams_waiting,
@@ -135,6 +136,9 @@ def status_table(document: Mapping[str, Any]) -> str:
     circuits = document["circuits"]
     rows = [_ROW, *map(_row, circuits)]
     paths = [_PATH, *map(_path_row, circuits)]
+    if document.get("probes"):
+        cells = _probe_cells(circuits)
+        paths = [(*row[:-1], cell, row[-1]) for row, cell in zip(paths, cells, strict=True)]
     if len({circuit["key"] for circuit in circuits}) > 1:
         # Only then it says something: the circuits of one name, each for a key of its own.
         keys = ["KEY", *(str(circuit["key"]) for circuit in circuits)]
@@ -154,6 +158,7 @@ def status_table(document: Mapping[str, Any]) -> str:
             *_columns(paths),
             "",
             *_wrapped(tail),
+            *_probe_lines(document),
             *(_wrapped(_rounds_line(rounds)) if rounds else []),
         ]
     )
@@ -161,6 +166,35 @@ def status_table(document: Mapping[str, Any]) -> str:
 
 _ROW = ("CIRCUIT", "STATE", "AGE", "OPEN", "TOTAL", "FAILED", "SHARE", "WEIGHT", "P50", "P99")
 _PATH = ("CIRCUIT", "ID", "ROLE", "PATH (COUNTRY OF ITS EXIT)")
+
+
+def _probe_cells(circuits: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The column of the probes: the health, and how many checks in a row found the opposite."""
+    cells = ["PROBE"]
+    for circuit in circuits:
+        probe = circuit["probe"]
+        turned = {("up", "failed"): "failed", ("down", "passed"): "passed"}
+        word = probe and turned.get((probe["health"], probe["last"]))
+        cells.append(
+            f"{probe['health']}, {probe['in_a_row']} {word}" if word else probe["health"] if probe else "-"
+        )
+    return cells
+
+
+def _probe_lines(document: Mapping[str, Any]) -> list[str]:
+    """What keeps probes from working, and why which circuits are not probed."""
+    probes = document.get("probes")
+    if not probes:
+        return []
+    reasons: dict[str, list[str]] = {}
+    for circuit in document["circuits"]:
+        if circuit["probe"] and circuit["probe"]["why_not"]:
+            names = reasons.setdefault(circuit["probe"]["why_not"], [])
+            if circuit["name"] not in names:
+                names.append(circuit["name"])
+    lines = [f"probes: {probes['problem']}"] if probes["problem"] else []
+    lines += [f"not probed: {', '.join(names)}: {why}" for why, names in reasons.items()]
+    return [part for line in lines for part in _wrapped(line)]
 
 
 def _rounds_line(rounds: Mapping[str, Any]) -> str:
@@ -301,12 +335,15 @@ def _circuit_document(circuit: CircuitSnapshot, country_of: Callable[[str], str]
     document = {field.name: getattr(circuit, field.name) for field in dataclasses.fields(circuit)}
     connects: Histogram = document.pop("connects")
     exit_fingerprint = document.pop("exit_fingerprint")
+    document["probe"] = dataclasses.asdict(circuit.probe) if circuit.probe else None
     document["connect_p50_seconds"] = connects.quantile(0.5)
     document["connect_p99_seconds"] = connects.quantile(0.99)
     document["exit_country"] = None if exit_fingerprint is None else country_of(exit_fingerprint)
     for key in ("age_seconds", "share", "weight_share", "connect_p50_seconds", "connect_p99_seconds"):
         if document[key] is not None:
             document[key] = round(document[key], 4)
+    if circuit.probe is not None and circuit.probe.seconds_ago is not None:
+        document["probe"]["seconds_ago"] = round(circuit.probe.seconds_ago, 3)
     return document
 
 

@@ -333,7 +333,8 @@ class FloodingPort:
         return b"250-%b=%b\r\n" % (key, _INFO.get(key, b""))
 
     def _note_replacement(self, circuit_id: bytes, now: float) -> None:
-        for closed_at, closing in self._closed.values():
+        # The last that closed: one that is replaced late must not make the later ones look late as well.
+        for closed_at, closing in reversed(self._closed.values()):
             if closing.asked_ms is None:
                 closing.asked_ms = (now - closed_at) * 1e3
                 self._replacing[circuit_id] = (closed_at, closing)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from circuitloom.lab.network import PrivateNetwork
 from circuitloom.lab.node import TorClient, TorRelay
 from circuitloom.lab.torrc import LOOPBACK
 from circuitloom.lab.traffic import Load, LoadReport, Outcome, SocksProxy, StreamShape
-from circuitloom.lab.witness import StreamWitness
+from circuitloom.lab.witness import EventWitness, StreamWitness
 from circuitloom.wire import parse_circuits
 
 PER_SECOND = 40.0
@@ -43,6 +44,7 @@ class Aftermath:
         failed: Streams that were started after it and did not succeed.
         hurt_ms: From the event to the start of the last of them; 0 without any.
         slowest_ms: The longest that a stream started after it took to connect.
+        rebuilt_ms: From the event until a circuit launched after it is BUILT; NaN: none, or not watched.
     """
 
     hit: float
@@ -50,6 +52,35 @@ class Aftermath:
     failed: int
     hurt_ms: float
     slowest_ms: float
+    rebuilt_ms: float
+
+
+class CircuitWitness(EventWitness):
+    """Notes when a client's circuits are launched and built; a context manager.
+
+    Attributes:
+        seen: On the clock of ``time.monotonic``, with circuit id and status.
+    """
+
+    def __init__(self, client: TorClient) -> None:
+        self.seen: list[tuple[float, str, str]] = []
+        super().__init__(client, "CIRC")
+
+    def _take(self, words: Sequence[str]) -> None:
+        self.seen.append((time.monotonic(), words[1], words[2]))
+
+
+def rebuilt_ms(seen: Sequence[tuple[float, str, str]], since: float) -> float:
+    """When the first circuit was BUILT that was launched since then; NaN: none.
+
+    Args:
+        seen: As ``CircuitWitness`` notes it.
+        since: On the same clock, seconds.
+    """
+    later = [entry for entry in seen if entry[0] >= since]
+    launched = {circuit_id for _, circuit_id, status in later if status == "LAUNCHED"}
+    built = [at for at, circuit_id, status in later if status == "BUILT" and circuit_id in launched]
+    return (min(built) - since) * 1e3 if built else math.nan
 
 
 Ends = Mapping[str, Mapping[str, Sequence[Aftermath]]]
@@ -97,6 +128,11 @@ def _observe(network: PrivateNetwork, ways: Sequence[Way], target: int, event: s
     hits: dict[str, float] = {}
     with contextlib.ExitStack() as stack:
         witnesses = {client.nickname: stack.enter_context(StreamWitness(client)) for client in clients}
+        watches = {
+            way.name: stack.enter_context(CircuitWitness(way.clients[0]))
+            for way in ways
+            if len(way.clients) == 1
+        }
         controls = {client.nickname: stack.enter_context(client.control()) for client in clients}
 
         def strike() -> float:
@@ -114,11 +150,12 @@ def _observe(network: PrivateNetwork, ways: Sequence[Way], target: int, event: s
             return struck_at
 
         struck_at, reports = asyncio.run(_load_around(ways, target, strike))
+        rebuilt = {name: rebuilt_ms(watch.seen, struck_at) for name, watch in watches.items()}
     for victim in victims:
         victim.start()
     time.sleep(RECOVERY_SECONDS)
     return {
-        way.name: _aftermath(report, struck_at, hits[way.name])
+        way.name: _aftermath(report, struck_at, hits[way.name], rebuilt.get(way.name, math.nan))
         for way, report in zip(ways, reports, strict=True)
     }
 
@@ -188,7 +225,7 @@ def _share_hit(circuits: Sequence[Used], victims: Sequence[TorRelay]) -> float:
     return (hit if victims else 1) / len(circuits)
 
 
-def _aftermath(report: LoadReport, struck_at: float, hit: float) -> Aftermath:
+def _aftermath(report: LoadReport, struck_at: float, hit: float, rebuilt_ms: float) -> Aftermath:
     before = [result for result in report.results if result.started_at < struck_at <= result.ended_at]
     after = [result for result in report.results if result.started_at >= struck_at]
     failed = [result for result in after if result.outcome is not Outcome.SUCCEEDED]
@@ -199,6 +236,7 @@ def _aftermath(report: LoadReport, struck_at: float, hit: float) -> Aftermath:
         failed=len(failed),
         hurt_ms=max((result.started_at - struck_at for result in failed), default=0.0) * 1e3,
         slowest_ms=max(connects, default=0.0) * 1e3,
+        rebuilt_ms=rebuilt_ms,
     )
 
 
@@ -226,6 +264,10 @@ what is started afterwards, {count:.0f} streams in {AFTER_SECONDS:.0f} s.
     return Part("ends", "When circuits and relays end", text, (), {"tor-failover.svg": chart})
 
 
+def _told(spread: Spread) -> str:
+    return "" if math.isnan(spread.median) else f"{spread:.0f}"
+
+
 def _table(ways: Sequence[Way], ends: Ends) -> str:
     header = (
         "",
@@ -234,6 +276,7 @@ def _table(ways: Sequence[Way], ends: Ends) -> str:
         "failed afterwards",
         "the last of them after ms",
         "slowest connect ms",
+        "a new circuit built after ms",
     )
     return table(
         header,
@@ -245,6 +288,7 @@ def _table(ways: Sequence[Way], ends: Ends) -> str:
                 f"{Spread.of(one.failed for one in found):.0f}",
                 f"{Spread.of(one.hurt_ms for one in found):.0f}",
                 f"{Spread.of(one.slowest_ms for one in found):.0f}",
+                _told(Spread.of(one.rebuilt_ms for one in found if not math.isnan(one.rebuilt_ms))),
             )
             for event, by_way in ends.items()
             for way, found in ((way, by_way[way.name]) for way in ways)

@@ -1,10 +1,11 @@
-"""Metrics out of the sandbox: through a link where node_exporter looks, or on a loopback port; and gone."""
+"""What an operator reads of a sandboxed agent: metrics by a link or on loopback, and the journal's fields."""
 
 from __future__ import annotations
 
 import json
 from typing import Any
 
+from circuitloom.kinds import Kind
 from deploy.lab.fleet import PLAYS, Fleet, balanced, spread
 from deploy.lab.host import Host
 
@@ -89,3 +90,18 @@ def test_rules_and_dashboard_are_put_where_they_are_wanted(fleet: Fleet) -> None
     assert "CircuitloomGone" in host.run("cat /srv/rules/circuitloom.rules.yml")
     assert json.loads(host.run("cat /srv/dashboards/circuitloom.json"))["uid"] == "circuitloom"
     host.run("rm -r /srv/rules /srv/dashboards")
+
+
+def test_the_journal_finds_lines_by_what_they_are_about(fleet: Fleet) -> None:
+    host = fleet.hosts["a"]
+    fleet.normal(host)
+
+    lines = host.run("journalctl --unit=circuitloom --output=json CIRCUIT=alpha").splitlines()
+    kind = f"MESSAGE_ID={Kind.TAKEN_OVER.message_id}"
+    taken_over = host.run(f"journalctl --unit=circuitloom --output=cat {kind}").splitlines()
+
+    built = [line for line in map(json.loads, lines) if line["CIRCUITLOOM_EVENT"] == "circuit-built"]
+    assert built[0]["MESSAGE"].startswith("circuit alpha (")
+    assert built[0]["MESSAGE_ID"] == Kind.CIRCUIT_BUILT.message_id
+    assert (built[0]["PRIORITY"], built[0]["_TRANSPORT"]) == ("6", "journal")
+    assert set(taken_over) == {"taking stream attachment over from Tor"}

@@ -12,8 +12,15 @@ import sys
 
 from circuitloom import wire
 from circuitloom.errors import ControlProtocolError
-from circuitloom.model import CircuitEvent, ConfChanged, NetworkReady, SignalReceived, StreamEvent
-from circuitloom.wire import MAX_LINE_BYTES, ControlCodec, Message, Reply, TorWarning
+from circuitloom.model import (
+    CircuitBandwidth,
+    CircuitEvent,
+    ConfChanged,
+    NetworkReady,
+    SignalReceived,
+    StreamEvent,
+)
+from circuitloom.wire import MAX_LINE_BYTES, ControlCodec, DirectoryNews, Message, Reply, TorWarning
 from fuzz.campaign import Case, main
 from fuzz.mutate import cut, mutate
 
@@ -50,6 +57,9 @@ MESSAGES = tuple(
         "650 STATUS_CLIENT NOTICE CIRCUIT_ESTABLISHED",
         "650 STATUS_CLIENT NOTICE BOOTSTRAP PROGRESS=100 TAG=done",
         "650 STATUS_GENERAL WARN TOO_MANY_CONNECTIONS CURRENT=1024",
+        "650 CIRC_BW ID=30 READ=1428 WRITTEN=1024 TIME=2026-11-22T11:00:00.000030 OVERHEAD_READ=2",
+        "650 STATUS_CLIENT NOTICE CONSENSUS_ARRIVED",
+        "650 GUARD ENTRY $AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA~alpha DOWN",
         "650+NS\nr one AAAA\n..\n.\n650 OK",
         "250 OK",
         "250 EXTENDED 30",
@@ -169,7 +179,10 @@ def read_on(message: Message) -> None:
         case CircuitEvent():
             assert_one_line(wire.command("CLOSECIRCUIT", message.circuit_id))
             assert all(len(hop.fingerprint) == 40 for hop in message.path)
-        case ConfChanged() | SignalReceived() | NetworkReady() | TorWarning():
+        case CircuitBandwidth():
+            assert message.read_bytes >= 0
+            assert message.written_bytes >= 0
+        case DirectoryNews() | ConfChanged() | SignalReceived() | NetworkReady() | TorWarning():
             pass
         case _:
             raise AssertionError(f"the codec made a {type(message).__name__}")

@@ -35,6 +35,10 @@ def relay_options(nickname: str, or_port: int) -> Sequence[str]:
     return []
 
 
+NEXT_CONSENSUS_SECONDS = 150.0
+"""The vote is every 20 s here, and Tor fetches when it likes."""
+
+
 @pytest.fixture(scope="module")
 def varied(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrivateNetwork]:
     """A network whose relays differ, and a client that knows two countries."""
@@ -288,6 +292,23 @@ def test_check_online_names_each_fault_with_its_place(varied: PrivateNetwork, tm
     assert f"{WEB_ONLY}, an exit of mail, refuses this port" in faults[3]
 
 
+def test_what_torrc_excludes_is_excluded_here(varied: PrivateNetwork, tmp_path: Path) -> None:
+    client, relay = varied.client, fingerprint_of(varied, "relay2")
+    policy = tmp_path / "policy.yaml"
+    named = f"[{{name: a, path: {{exit: {{fingerprint: [{relay}]}}}}}}, {{name: b}}]"
+    policy.write_text(policy_text(client.control_socket, tmp_path, circuits=named))
+    with Witness(client) as witness:
+        try:
+            assert witness.tell(f"SETCONF ExcludeExitNodes={relay},{{ch}}").startswith("OK")
+            excluded = run_command("check", "--online", str(policy))
+        finally:
+            witness.tell("RESETCONF ExcludeExitNodes")
+
+    assert excluded.returncode == 78
+    assert "no relay fits as exit: ExcludeExitNodes in torrc leaves none of 1 relay" in excluded.stderr
+    assert run_command("check", "--online", str(policy)).returncode == 0
+
+
 def test_check_online_has_nothing_against_a_policy_that_works(client: TorClient, tmp_path: Path) -> None:
     policy = tmp_path / "policy.yaml"
     policy.write_text(
@@ -310,3 +331,28 @@ def test_check_online_ends_with_69_where_no_tor_answers(tmp_path: Path) -> None:
 
     assert ran.returncode == 69
     assert ran.stderr.count("\n") == 1
+
+
+# --- last, since the network of these tests is another one for a while afterwards ------------------------
+
+
+@pytest.mark.timeout(300)
+def test_a_relay_that_fits_from_the_next_consensus_on_is_used(
+    varied: PrivateNetwork, echo: EchoServer, tmp_path: Path
+) -> None:
+    """The exit for the web takes all ports from now on."""
+    web = next(relay for relay in varied.relays if relay.nickname == WEB_ONLY)
+    late = f"{{exit: {{nickname: [{WEB_ONLY}], ports: [{echo.port}]}}}}"
+    more = "failover: {rebuild: {initial: 1s, max: 2s}}"
+    circuits = f"[{{name: early, path: {{}}}}, {{name: late, path: {late}, role: backup}}]"
+    with agent_for(varied.client, tmp_path, circuits, more) as agent:
+        agent.wait_balancing(1)
+        assert f"no relay fits as exit: port {echo.port} leaves none of 1 relay" in agent.log()
+        options, web.options = web.options, []
+        try:
+            web.reload()
+            agent.wait_balancing(2, seconds=NEXT_CONSENSUS_SECONDS)
+        finally:
+            web.options = options
+            web.reload()
+        assert agent.stop() == 0

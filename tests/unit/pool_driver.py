@@ -14,6 +14,7 @@ from circuitloom.model import (
     Action,
     Announce,
     AskWaiting,
+    AttachProbe,
     AttachRefused,
     AttachStream,
     BuildAccepted,
@@ -26,15 +27,21 @@ from circuitloom.model import (
     DeadlinePassed,
     Event,
     GiveBack,
+    ProbeCircuit,
+    ProbeFinished,
+    ProbeOutcome,
+    ProbeStarted,
     Purpose,
     RecordedCircuit,
     ReleaseStream,
+    StopProbe,
     StreamId,
     TakeOver,
     TakeOverRefused,
 )
 from circuitloom.paths import Relays
 from circuitloom.policy.health import Degrade, Panic
+from circuitloom.policy.probing import Probe
 from circuitloom.policy.rotation import Rotation
 from circuitloom.policy.types import (
     Algorithm,
@@ -80,6 +87,7 @@ def policy_of(
     queue: Queue | None = None,
     rules: tuple[Rule, ...] = (),
     eject: Eject | None = None,
+    probe: Probe | None = None,
     rotation: Rotation | None = None,
     panic: Panic | None = None,
     slow_start_seconds: float | None = None,
@@ -93,7 +101,7 @@ def policy_of(
         ),
         failover=Failover(when_none, min_active, rebuild or Rebuild(), retry or Retry(), redispatch_seconds),
         rules=rules,
-        health=Health(eject, panic, slow_start_seconds, degrade),
+        health=Health(eject, panic, slow_start_seconds, degrade, probe),
         rotation=rotation or Rotation(),
     )
 
@@ -206,6 +214,14 @@ class Driver:
     def refuse_take_over(self, text: str) -> list[str]:
         """The reply to SETCONF."""
         return self.give(TakeOverRefused(self._reply(text).text))
+
+    def start_probe(self, probe: int, source: str | None) -> list[str]:
+        """A probe's connection is up, and its request leaves."""
+        return self.give(ProbeStarted(probe, source))
+
+    def end_probe(self, probe: int, outcome: ProbeOutcome, detail: str = "") -> list[str]:
+        """A probe's connection has ended."""
+        return self.give(ProbeFinished(probe, outcome, detail))
 
     def reserve(self, text: str) -> list[str]:
         """The reply to GETCONF of the options that map addresses."""
@@ -342,7 +358,7 @@ def conf_changed(value: str | None) -> str:
     return f"650-CONF_CHANGED\r\n650-{line}\r\n650 OK\r\n"
 
 
-def _command(action: Action) -> str:
+def _command(action: Action) -> str:  # noqa: C901 - one case for each action
     match action:
         case TakeOver() | GiveBack() | AskWaiting():
             text = WITHOUT_ARGUMENTS[type(action)]
@@ -359,6 +375,12 @@ def _command(action: Action) -> str:
             text = f"{words}; {name}"
         case CloseCircuit(circuit_id, is_forced):
             text = f"CLOSECIRCUIT {circuit_id}" + ("" if is_forced else " IfUnused")
+        case ProbeCircuit(probe, target, user, password):
+            text = f"PROBE {probe} {target}" + ("" if user is None else f" as {user}:{password}")
+        case StopProbe(probe):
+            text = f"STOP {probe}"
+        case AttachProbe(stream_id, circuit_id):
+            text = f"ATTACHSTREAM {stream_id} {circuit_id}; probe"
         case Announce():
             raise AssertionError("announcements are no commands")
     return text

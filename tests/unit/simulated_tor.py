@@ -15,6 +15,7 @@ from circuitloom.model import (
     TOR_CHOOSES,
     Action,
     AskWaiting,
+    AttachProbe,
     AttachRefused,
     AttachStream,
     BuildAccepted,
@@ -54,6 +55,7 @@ class TorStream:
     state: str = "wait"
     circuit_id: CircuitId = TOR_CHOOSES
     user: str = ""
+    probe: int = 0
 
 
 @dataclass
@@ -98,7 +100,7 @@ class SimulatedTor:
                     streams = self.streams.values()
                     fresh = (s.stream_id for s in streams if s.state in {"wait", "choosing"})
                     replies.append(StillWaiting(frozenset(fresh)))
-                case AttachStream() | ReleaseStream():
+                case AttachStream() | ReleaseStream() | AttachProbe():
                     is_release = isinstance(action, ReleaseStream)
                     circuit_id = TOR_CHOOSES if is_release else action[1]
                     replies += self._attach(action.stream_id, CircuitId(circuit_id))
@@ -166,19 +168,27 @@ class SimulatedTor:
     # --- what happens to Tor -------------------------------------------------------------------------------
 
     def open_stream(
-        self, target: str = "example.com:80", purpose: str = "USER", user: str = "alice"
+        self,
+        target: str = "example.com:80",
+        purpose: str = "USER",
+        user: str | None = "alice",
+        *,
+        source: str = "127.0.0.1:4711",
+        probe: int = 0,
     ) -> StreamId:
         if purpose.startswith("DIR"):
             target = f"203.0.113.9.${'D' * 40}.exit:9001"  # as Tor names them; its status shows no purpose
-        stream = TorStream(StreamId(self._next_id()), target, purpose, user=f"{user} {self.epoch}")
+        stream = TorStream(
+            StreamId(self._next_id()), target, purpose, user=f"{user} {self.epoch}", probe=probe
+        )
         self.streams[stream.stream_id] = stream
         status = StreamStatus.NEWRESOLVE if purpose == "DNS_REQUEST" else StreamStatus.NEW
         self._tell_stream(
             stream,
             status,
             PURPOSE=purpose,
-            SOURCE_ADDR="127.0.0.1:4711",
-            SOCKS_USERNAME=user,
+            SOURCE_ADDR=source,
+            **({} if user is None else {"SOCKS_USERNAME": user}),
             NYM_EPOCH=str(self.epoch),
             ISO_FIELDS="SOCKS_USERNAME,SOCKS_PASSWORD,CLIENTADDR,SESSION_GROUP,NYM_EPOCH",
         )
@@ -220,6 +230,12 @@ class SimulatedTor:
             stream.circuit_id = TOR_CHOOSES
         else:
             self.end_stream(stream_id, StreamStatus.FAILED)
+
+    def hang_up(self, probe: int) -> None:
+        """The agent closes the connection of a probe."""
+        for stream in list(self.streams.values()):
+            if stream.probe == probe:
+                self.end_stream(stream.stream_id)
 
     def end_stream(self, stream_id: StreamId, first: StreamStatus = StreamStatus.CLOSED) -> None:
         stream = self.streams.pop(stream_id, None)

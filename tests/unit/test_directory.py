@@ -36,6 +36,14 @@ def countries_of(known: Mapping[str, str]) -> Callable[[str], str]:
     return answer
 
 
+def options_of(distinct: int = 1, excluded: str = "", exits: str = "") -> str:
+    return (
+        f"250-EnforceDistinctSubnets={distinct}\r\n"
+        f"250-ExcludeNodes{'=' if excluded else ''}{excluded}\r\n"
+        f"250 ExcludeExitNodes{'=' if exits else ''}{exits}\r\n"
+    )
+
+
 def directory_of(
     *relays: Made, guards: str = "A", countries: Mapping[str, str] | None = None
 ) -> dict[str, Answer]:
@@ -46,7 +54,7 @@ def directory_of(
         "GETINFO entry-guards": data("entry-guards", up),
         "GETINFO ip-to-country": countries_of(countries or {}),
         "GETINFO ip-to-country/ipv4-available": "250-ip-to-country/ipv4-available=1\r\n250 OK\r\n",
-        "GETCONF EnforceDistinctSubnets": "250 EnforceDistinctSubnets=1\r\n",
+        "GETCONF EnforceDistinctSubnets": options_of(),
     }
 
 
@@ -71,7 +79,7 @@ def test_relays_guards_and_tors_own_rule_of_subnets_are_fetched() -> None:
     assert relays.keeps_subnets_apart
     assert not any("ip-to-country" in command for command in commands)
     loopback = directory_of(*WIDE)
-    loopback["GETCONF EnforceDistinctSubnets"] = "250 EnforceDistinctSubnets=0\r\n"
+    loopback["GETCONF EnforceDistinctSubnets"] = options_of(distinct=0)
     assert not fetch(loopback)[0].keeps_subnets_apart
 
 
@@ -130,6 +138,20 @@ def test_a_tor_that_does_not_answer_is_given_up(monkeypatch: pytest.MonkeyPatch)
 
     with pytest.raises(ControlError, match="does not tell its relays in time"):
         fetch({**directory_of(*WIDE), "GETINFO md/all": ""})
+
+
+def test_what_torrc_excludes_is_fetched_with_the_countries_that_it_names() -> None:
+    answers = directory_of(*WIDE, countries={"10.11.0.1": "us"})
+    answers["GETCONF EnforceDistinctSubnets"] = options_of(excluded=f"${'A' * 40}", exits="{us},Bad")
+
+    relays, _ = fetch(answers)
+
+    assert relays.excluded.rule.fingerprints == {"A" * 40}
+    assert relays.excluded_exits.rule.nicknames == {"bad"}
+    excluded = [
+        r.nickname for r in relays.by_fingerprint.values() if relays.is_excluded(r, relays.excluded_exits)
+    ]
+    assert excluded == ["relayB"]
 
 
 # --- in the agent ------------------------------------------------------------------------------------------
@@ -193,6 +215,21 @@ def test_a_new_consensus_is_fetched_and_used(policy_path: Path) -> None:
         fake.wait_for(extend_over("ACB"))
 
     agent(policy_path, directory_of(Made("A"), Made("C")), script)
+
+
+def test_what_is_not_described_yet_is_looked_for_again(
+    policy_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("circuitloom.directory.INCOMPLETE_SECONDS", 0.05)
+
+    def script(fake: FakeControlPort) -> None:
+        fake.wait_for("GETINFO dir/", 3)
+        fake.answers.update(directory_of(*WIDE[:3]))
+        fake.wait_for(extend_over("ACB"))
+
+    answers = directory_of(*WIDE[:3])
+    answers["GETINFO md/all"] = data("md/all", microdescriptors([WIDE[0], WIDE[2]]))
+    agent(policy_path, answers, script)
 
 
 def test_guards_are_asked_for_alone_when_tor_thinks_otherwise_of_them(policy_path: Path) -> None:

@@ -266,6 +266,17 @@ def test_lines_of_one_kind_are_bounded_and_what_was_left_out_is_told(
 
 
 @pytest.mark.usefixtures("clock")
+def test_a_reload_or_the_end_tells_what_was_left_out_until_then(capsys: pytest.CaptureFixture[str]) -> None:
+    logs.configure(Log(format=LogFormat.JOURNAL))
+    for number in range(limit.BURST_LINES + 3):
+        log.info("line %d", number)
+    capsys.readouterr()
+    logs.configure(Log(format=LogFormat.JOURNAL))
+
+    assert capsys.readouterr().err == "<6>3 more lines like this were not written: line %d\n"
+
+
+@pytest.mark.usefixtures("clock")
 def test_lines_without_a_kind_are_told_apart_by_their_words(capsys: pytest.CaptureFixture[str]) -> None:
     logs.configure(Log(format=LogFormat.JOURNAL))
     for number in range(limit.BURST_LINES + 1):

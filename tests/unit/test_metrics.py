@@ -17,6 +17,7 @@ from circuitloom.metrics import AgentCounts, Reading, catalogue
 from circuitloom.metrics.catalogue import METRICS
 from circuitloom.metrics.exposition import text_slices
 from circuitloom.metrics.server import MAX_CLIENTS, MAX_REQUEST_BYTES, MetricsServer
+from circuitloom.policy import check_policy
 from circuitloom.policy.types import Eject, Isolation, Role, Slot
 from unit.pool_driver import Driver, balancing, closed, isolating, opened, policy_of, sent
 from unit.test_pool_eject import eject
@@ -178,6 +179,14 @@ def test_many_circuits_come_in_many_pieces() -> None:
     pieces = list(text_slices(reading, agent=None))
 
     assert max(piece.count(b"\n") for piece in pieces) < 200
+
+
+def test_an_interval_without_a_file_is_warned_about() -> None:
+    policy = b"version: 1\ncircuits: [{name: a}, {name: b}]\nmetrics: {listen: '[::1]:9955', interval: 30s}\n"
+
+    parsed, (warning,) = check_policy(policy, name="p")
+    assert parsed.metrics.is_asked_for
+    assert str(warning).startswith("p:3:43: metrics.interval: this does nothing without `textfile`")
 
 
 # --- the port ----------------------------------------------------------------------------------------------

@@ -74,12 +74,26 @@ def test_the_port_answers_and_a_reload_moves_it(policy_path: Path, fake: FakeCon
         assert value(get(port), 'takeovers_total{agent="second"}') == 1
         change_policy(policy_path, "metrics:", "metrix:")
         assert ask(socket_path, {"command": "reload"})["faults"]
-        text = get(port)
-        assert value(text, 'reloads_total{agent="second",outcome="refused"}') == 1
-        assert value(text, 'policy_last_reload_successful{agent="second"}') == 0
+        wait_until(lambda: value(get(port), 'reloads_total{agent="second",outcome="refused"}') == 1)
+        assert value(get(port), 'policy_last_reload_successful{agent="second"}') == 0
         change_policy(policy_path, f"metrix: {{listen: '127.0.0.1:{port}', agent: second}}\n", "")
         assert ask(socket_path, {"command": "reload"})["is_applied"]
         wait_until(lambda: get(port) == "")
+
+    assert serve(policy_path, script) == 0
+
+
+@pytest.mark.usefixtures("log")
+def test_who_asks_again_and_again_is_told_the_same_for_a_second(
+    policy_path: Path, fake: FakeControlPort, port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("circuitloom.metrics.exporter.FRESH_SECONDS", 3600.0)
+    add(policy_path, f"{{listen: '127.0.0.1:{port}'}}")
+
+    def script() -> None:
+        fake.wait_for(TAKE_OVER)
+        wait_until(lambda: get(port) != "")
+        assert len({get(port) for _ in range(5)}) == 1
 
     assert serve(policy_path, script) == 0
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -19,6 +20,7 @@ from circuitloom.paths import (
     Relays,
     breaks,
     read_consensus,
+    read_exclusion,
     read_guards,
     read_microdescriptors,
     read_weights,
@@ -298,7 +300,10 @@ def test_exit_and_middle_are_where_the_policy_wants_them() -> None:
         ),
         (PathRules(exit=of(countries="nl"), avoid=of(letters="C")), "exit: avoid leaves none of 1 relay"),
         (PathRules(middle=of(countries="fr")), "middle relay: middle.country fr leaves none of 6 relays"),
-        (PathRules(avoid=of(countries="us")), "first hop: avoid leaves none of Tor's 1 guards"),
+        (
+            PathRules(avoid=of(countries="us")),
+            "first hop: avoid and ExcludeNodes leave none of Tor's 1 guards",
+        ),
     ],
 )
 def test_when_no_relay_fits_the_reason_names_what_left_none(rules: PathRules, why: str) -> None:
@@ -376,6 +381,28 @@ def test_exits_of_other_circuits_are_left_to_them() -> None:
     assert exits(Diversity(exit=True), exits="AD", barred="BCE") == {why.format("paths.diversity", 2)}
     assert exits(barred="ABCDE") == {why.format("avoid.same_exit_as", 5)}
     assert exits(Diversity(subnet=True), exits="ABDE") == {why.format("paths.diversity.subnet", 1)}
+
+
+def test_what_torrc_excludes_is_excluded_here() -> None:
+    plain = snapshot(*WIDE, guards="AB", countries=COUNTRIES)
+
+    def used(excluded: str = "", exits: str = "") -> list[set[str]]:
+        """The relays in each position."""
+        relays = replace(plain, excluded=read_exclusion(excluded), excluded_exits=read_exclusion(exits))
+        return [set(hops) for hops in zip(*(select(relays, seed=seed) for seed in range(80)), strict=True)]
+
+    assert used() == [{"A", "B"}, set("BCDEF"), set("ABCDEF")]
+    assert used("{DE}, {xx}") == [{"A"}, set("CEF"), set("CEF")]
+    assert used("{??}") == [{"A", "B"}, set("BCDE"), set("ABCDE")]
+    assert used(f"${'A' * 40}~x,RelayF") == [{"B"}, set("CDE"), set("CDE")]
+    assert used(exits="10.12.0.0/14:80,10.11.0.1,1.2.3,[2001:db8::]/32") == [{"B"}, set("CDEF"), {"A"}]
+    why = "no relay fits as exit: {} in torrc leaves none of 6 relays"
+    everything = read_exclusion("10.0.0.0/8")
+    assert select(replace(plain, excluded=everything)) == why.format("ExcludeNodes")
+    assert select(replace(plain, excluded_exits=everything)) == why.format("ExcludeExitNodes")
+    rules = PathRules(exit=of(letters="CD"))
+    no_guard = replace(plain, excluded=read_exclusion("relaya,relayb"))
+    assert select(no_guard, rules).startswith("no relay fits as first hop: avoid and ExcludeNodes leave none")
 
 
 # --- what holds for every path ---------------------------------------------------------------------------

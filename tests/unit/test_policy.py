@@ -489,6 +489,43 @@ def test_an_ejection_that_can_never_come_is_warned_about(
     )
 
 
+GIVES_UP = "after 10 s Tor itself gives up, and closes the circuit soon: one failed probe costs it"
+NO_KEY = "circuits that no key has yet are not probed: `isolation: none` if there is but one user"
+
+
+@pytest.mark.parametrize(
+    ("more", "fault"),
+    [
+        ("", None),
+        ("timeout: 9s, interval: 20s", None),
+        ("timeout: 10s", f"health.probe.timeout: {GIVES_UP}"),
+        ("unused: true", f"health.probe.unused: {NO_KEY}"),
+    ],
+)
+def test_what_probes_may_not_do_as_expected_is_warned_about(more: str, fault: str | None) -> None:
+    text = f"circuits: [{{name: a}}, {{name: b}}]\nhealth: {{probe: {{targets: ['a.example:80'], {more}}}}}\n"
+    found = [
+        warning for warning in check_policy(HEAD + text.encode(), name="p")[1] if "probe" in warning.path
+    ]
+
+    assert [f"{warning.path}: {warning.message}" for warning in found] == ([] if fault is None else [fault])
+
+
+def test_rounds_on_circuits_that_are_never_probed_are_warned_about() -> None:
+    text = (
+        b"circuits: [{name: a}, {name: b}]\nbalance: {isolation: none}\nrounds: {command: [/hook]}\n"
+        b"health: {probe: {targets: ['a.example:80']%s}}\n"
+    )
+    found = check_policy(HEAD + text % b"", name="p")[1]
+    unused = check_policy(HEAD + text % b", unused: true", name="p")[1]
+    unasked = check_policy(
+        HEAD + (text % b"").replace(b"[/hook]", b"[/hook], require_probe: false"), name="p"
+    )[1]
+
+    assert "health.probe" in [warning.path for warning in found]
+    assert "health.probe" not in [warning.path for warning in (*unused, *unasked)]
+
+
 def test_an_adopted_circuit_that_only_the_first_key_gets_is_warned_of() -> None:
     text = b"version: 1\ncircuits:\n  - name: own\n  - {name: paid, adopt: {rebuild: true}}\n"
     policy, found = check_policy(text, name="p")

@@ -42,8 +42,9 @@ from circuitloom.policy import (
     parse_policy,
     schema_text,
 )
+from circuitloom.policy.probing import Probe
 from circuitloom.policy.schema import fill_defaults, load_schema
-from circuitloom.policy.types import Match, Overflow, Rule, RuleAction, WhenFull
+from circuitloom.policy.types import Match, Overflow, Rule, RuleAction, UnixAddress, WhenFull
 from circuitloom.policy.values import ValueFault, parse_control
 
 SCHEMAS = Path(__file__).parents[2] / "schemas"
@@ -146,6 +147,7 @@ def test_keys_without_default_are_those_whose_description_says_how() -> None:
         "rounds",
         "env",
         "after",
+        "budget",
         "textfile",
         "listen",
         "agent",
@@ -226,6 +228,13 @@ def test_nobody_is_ejected_by_default_and_by_the_defaults_of_the_dataclass_if_as
     assert parse_policy(MINIMAL + b"health: {eject: {}}\n", name="on").health == Health(Eject())
 
 
+def test_nothing_is_probed_by_default_and_by_the_defaults_of_the_dataclass_if_asked() -> None:
+    assert parse_policy(MINIMAL + b"health: {eject: {}}\n", name="off").health.probe is None
+
+    probe = parse_policy(MINIMAL + b"health: {probe: {targets: [a.example:80]}}\n", name="on").health.probe
+    assert probe == Probe(UnixAddress("/run/tor/socks"), ("a.example:80",))
+
+
 def test_the_defaults_of_rounds_are_those_of_the_dataclass() -> None:
     policy = parse_policy(MINIMAL + b"rounds: {command: [/hook]}\n", name="minimal")
 
@@ -263,6 +272,8 @@ health:
   panic: {threshold: 40%%, action: hold}
   slow_start: 4s
   degrade: {slower_than: 150%%, interval: 500ms}
+  probe: {socks: "tcp:127.0.0.1:9050", targets: ["[2001:db8::7]:80", "example.com:443"], interval: 20s,
+    timeout: 7s, rise: 4, fall: 5, quorum: 2, jitter: 30%%, read: 8, budget: 2MB, unused: true}
 rotation: {max_age: 90s, max_streams_total: 11, max_bytes: 2kB, drain: 5s, jitter: 3%%}
 log: {level: debug, format: plain, destinations: full}
 admin: {socket: /s}
@@ -302,7 +313,10 @@ rounds: {command: [/h, x], interval: 9s, first_after: 1s, rounds: 4, schedule: e
         "redispatch_seconds=2.5, when_contended=<WhenContended.STAND_ASIDE: 'stand-aside'>), "
         "health=Health(eject=Eject(consecutive_failures=6, base_seconds=40.0, max_percent=70), "
         "panic=Panic(threshold=0.4, action=<PanicAction.HOLD: 'hold'>), "
-        "slow_start_seconds=4.0, degrade=Degrade(slower_than=1.5, interval_seconds=0.5)), "
+        "slow_start_seconds=4.0, degrade=Degrade(slower_than=1.5, interval_seconds=0.5), "
+        "probe=Probe(socks=TcpAddress(host='127.0.0.1', port=9050), "
+        "targets=('[2001:db8::7]:80', 'example.com:443'), interval_seconds=20.0, timeout_seconds=7.0, "
+        "rise=4, fall=5, quorum=2, jitter=0.3, read_bytes=8, budget_bytes=2000000, unused=True)), "
         "rotation=Rotation(max_age_seconds=90.0, max_streams_total=11, max_bytes=2000, drain_seconds=5.0, "
         "jitter=0.03), "
         "log=Log(level=<LogLevel.DEBUG: 'debug'>, format=<LogFormat.PLAIN: 'plain'>, "

@@ -20,13 +20,19 @@ from circuitloom.model import (
     GiveBack,
     NetworkReady,
     Order,
+    ProbeCircuit,
+    ProbeFinished,
+    ProbeOutcome,
+    ProbeStarted,
     Purpose,
     ReleaseStream,
+    StopProbe,
     StopRequested,
     StreamId,
 )
 from circuitloom.policy.health import Degrade, Panic, PanicAction
 from circuitloom.policy.path_types import Diversity, PathRules
+from circuitloom.policy.probing import Probe
 from circuitloom.policy.rotation import Rotation
 from circuitloom.policy.types import (
     Adopt,
@@ -49,6 +55,8 @@ from circuitloom.policy.types import (
     RuleAction,
     Slot,
     StickyBy,
+    TcpAddress,
+    UnixAddress,
     WhenExceeded,
     WhenExhausted,
     WhenFull,
@@ -59,6 +67,11 @@ from unit.consensus import Made, snapshot
 from unit.simulated_tor import SimulatedTor
 
 SECRET = b"a cookie"
+TARGET = "203.0.113.7:80"
+PROBES = [
+    Probe(TcpAddress("127.0.0.1", 9050), (TARGET,), interval_seconds=20.0, rise=1, fall=1),
+    Probe(UnixAddress("/s"), (TARGET, "x:1"), interval_seconds=30.0, fall=2, quorum=2, unused=True),
+]
 TARGETS = ["example.com:80", "203.0.113.7:443", "abcdefghij.onion:80", "x.relay.exit:80", "[2001:db8::1]:80"]
 
 # Exits enough for every circuit to have one of its own, of which some refuse the ports of the targets.
@@ -92,6 +105,7 @@ def healths() -> st.SearchStrategy[Health]:
         st.one_of(st.none(), st.builds(Panic, st.sampled_from([0.5, 1.0]), st.sampled_from(PanicAction))),
         st.sampled_from([None, 4.0]),
         st.sampled_from([None, Degrade(1.1, 0.5)]),
+        st.sampled_from([None, *PROBES]),
     )
 
 
@@ -165,6 +179,7 @@ class PoolMachine(RuleBasedStateMachine):
         self.tor = SimulatedTor(isolates=policy.balance.isolation is Isolation.TOR)
         self.pool = Pool(policy, uniform=lambda: 0.5, now=self.now)
         self.is_connected = False
+        self.probes: dict[int, StreamId | None] = {}
         # Waiting although the option is not set: left by somebody, which the pool cannot know at once.
         self.forgotten: set[StreamId] = set()
         self.draining: set[str | None] = set()
@@ -182,6 +197,59 @@ class PoolMachine(RuleBasedStateMachine):
             replies = self.tor.perform(actions)
             for reply in replies:
                 self.give(reply)
+        for action in actions:
+            if isinstance(action, ProbeCircuit):
+                self.run_probe(action)
+            elif isinstance(action, StopProbe):
+                self.probes.pop(action.probe, None)
+                self.tor.hang_up(action.probe)
+
+    def run_probe(self, action: ProbeCircuit) -> None:
+        """The edge: a connection to the SOCKS port, whose request Tor takes at once."""
+        rule = self.policy.health.probe
+        if rule is None:
+            return
+        is_unix = isinstance(rule.socks, UnixAddress)
+        source = f"127.0.0.1:{10000 + action.probe}"
+        self.probes[action.probe] = None
+        self.give(ProbeStarted(action.probe, None if is_unix else source))
+        if action.probe in self.probes:
+            self.probes[action.probe] = self.tor.open_stream(
+                action.target, user=action.user, source="/s:0" if is_unix else source, probe=action.probe
+            )
+
+    @precondition(lambda self: self.probes)
+    @rule(data=st.data(), outcome=st.sampled_from([*ProbeOutcome, ProbeOutcome.ANSWERED]))
+    def end_probe(self, data: st.DataObject, outcome: ProbeOutcome) -> None:
+        """A probe ends: answered if Tor can be brought to it, else as its connection likes."""
+        self.finish_probe(data.draw(st.sampled_from(sorted(self.probes))), outcome)
+
+    @precondition(lambda self: self.is_connected and self.policy.health.probe is not None)
+    @rule(outcome=st.sampled_from([ProbeOutcome.ANSWERED, ProbeOutcome.FAILED]), user=st.sampled_from("ab"))
+    def check_circuits(self, outcome: ProbeOutcome, user: str) -> None:
+        """Circuits that have carried a stream are probed for a while, with one outcome."""
+        self.drain()
+        self.tor.open_stream(user=user)
+        for _ in range(6):
+            self.drain()
+            self.now += 15.0
+            self.give(DeadlinePassed())
+            self.drain()
+            while self.probes:
+                self.finish_probe(min(self.probes), outcome)
+                self.drain()
+
+    def finish_probe(self, number: int, outcome: ProbeOutcome) -> None:
+        stream_id = self.probes.pop(number)
+        stream = None if stream_id is None else self.tor.streams.get(stream_id)
+        if outcome is ProbeOutcome.ANSWERED and (
+            stream is None or stream.state not in {"connecting", "open"}
+        ):
+            outcome = ProbeOutcome.FAILED
+        if stream is not None and outcome is ProbeOutcome.ANSWERED:
+            self.tor.answer(stream.stream_id, "ok")
+        self.give(ProbeFinished(number, outcome, "no port"))
+        self.tor.hang_up(number)
 
     @precondition(lambda self: not self.is_connected)
     @rule(is_overtaken=st.booleans())
@@ -213,6 +281,9 @@ class PoolMachine(RuleBasedStateMachine):
         if not is_killed:
             self.give(StopRequested())
         records = self.pool.records()
+        for number in list(self.probes):
+            self.tor.hang_up(number)
+        self.probes.clear()
         if self.is_connected:
             self.tor.perform([GiveBack(), *(ReleaseStream(stream, "test") for stream in self.tor.waiting())])
             for stream_id in list(self.tor.streams):

@@ -278,6 +278,14 @@ def test_a_circuit_of_an_agent_before_serves_and_is_replaced_if_it_breaks_a_rule
     )
 
 
+def test_a_reload_after_which_nothing_is_selected_lets_the_relays_go() -> None:
+    driver, _ = driven(policy_of(slot("u")))
+    driver.reload(policy_of("u"))
+
+    assert driver.reload(policy_of("u", slot("v"))) == []
+    assert [command.partition("; ")[2] for command in driver.learn(RELAYS)] == ["v"]
+
+
 def test_a_reload_replaces_what_the_new_diversity_forbids() -> None:
     policy = policy_of(slot("u", one_exit("B")), slot("v", one_exit("B")))
     driver, asked = driven(policy)

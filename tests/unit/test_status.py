@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from importlib.resources import files
 from typing import Any
 
@@ -11,8 +12,10 @@ from jsonschema import Draft202012Validator
 
 from circuitloom.kinds import Kind
 from circuitloom.model import Announce, Severity
-from circuitloom.policy.types import Failover, Policy, Slot, WhenNone
+from circuitloom.policy.probing import Probe
+from circuitloom.policy.types import Failover, Health, Policy, Slot, UnixAddress, WhenNone
 from circuitloom.pool import CircuitSnapshot, Histogram, PoolSnapshot
+from circuitloom.pool.snapshot import ProbeSnapshot
 from circuitloom.status import event_document, explanation_text, status_document, status_line, status_table
 
 POLICY = Policy((Slot("primary", weight=3), Slot("standby")))
@@ -145,6 +148,7 @@ def test_the_document_is_json_and_rounded() -> None:
         "connect_p50_seconds": None,
         "connect_p99_seconds": None,
         "exit_country": None,
+        "probe": None,
     }
     assert shown["circuits"][1]["age_seconds"] is None
 
@@ -159,6 +163,40 @@ def test_the_document_is_as_its_schema_says_and_the_schema_knows_every_key() -> 
     for part in ("tor", "streams"):
         assert shown[part].keys() == schema["properties"][part]["properties"].keys()
     assert shown["circuits"][0].keys() == schema["properties"]["circuits"]["items"]["properties"].keys()
+
+
+def test_probes_are_told_circuit_by_circuit() -> None:
+    schema = json.loads((files("circuitloom") / "schemas" / "status.schema.json").read_text())
+    unused = "it has carried no stream yet"
+    of = snapshot(
+        "balancing",
+        circuit(probe=ProbeSnapshot("up", "passed", 9, 1.23456, "")),
+        circuit("b", "down", probe=ProbeSnapshot("down", "passed", 1, 2.0, "")),
+        circuit("c", probe=ProbeSnapshot("up", "failed", 2, 2.0, "")),
+        circuit("d", probe=ProbeSnapshot("unknown", None, 0, None, "")),
+        circuit("e", probe=ProbeSnapshot("skipped", None, 0, None, unused)),
+        circuit("e", key=3, probe=ProbeSnapshot("skipped", None, 0, None, unused)),
+        circuit("f", "building"),
+    )
+    policy = Policy(POLICY.slots, health=Health(probe=Probe(UnixAddress("/s"), ("a:1",))))
+    troubled = replace(of, probe_problem="unix:/s: Connection refused")
+
+    shown = status_document(
+        troubled, policy, reason="a reason", tor_version="", guard_pid=None, country_of=lambda _: "de"
+    )
+
+    assert list(Draft202012Validator(schema).iter_errors(json.loads(json.dumps(shown)))) == []
+    probe = schema["properties"]["circuits"]["items"]["properties"]["probe"]
+    assert shown["circuits"][0]["probe"].keys() == probe["properties"].keys()
+    assert shown["circuits"][0]["probe"]["seconds_ago"] == 1.235
+    lines = status_table(shown).splitlines()
+    start = next(number for number, line in enumerate(lines) if "PROBE" in line)
+    cells = [line[lines[start].index("PROBE") :].split("  ")[0] for line in lines[start : start + 8]]
+    assert cells == ["PROBE", "up", "down, 1 passed", "up, 2 failed", "unknown", "skipped", "skipped", "-"]
+    assert lines[-2:] == [
+        "probes: unix:/s: Connection refused",
+        "not probed: e: it has carried no stream yet",
+    ]
 
 
 @pytest.mark.parametrize(

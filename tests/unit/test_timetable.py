@@ -529,3 +529,59 @@ def test_whatever_happens_no_round_is_lost_or_done_twice(
     numbers = [missed.round + n for missed in driver.of(RecordMissed) for n in range(missed.count)]
     seen = {record.intent.round for record in driver.of(RecordIntent)} | set(numbers)
     assert seen >= set(range(1, driver.table.next_round - 1))
+
+
+# --- probes ------------------------------------------------------------------------------------------------
+
+
+def probed(name: str, *, is_probed: bool, number: int = 0) -> Served:
+    return replace(circuit(name, number), is_probed=is_probed)
+
+
+def test_a_round_goes_only_to_a_circuit_whose_last_probe_passed() -> None:
+    driver = Driver(replace(PLAIN, require_probe=True))
+    driver.circuits["primary"] = probed("primary", is_probed=False)
+    driver.go(103)
+    (ask,) = driver.of(AskTor)
+
+    driver.tell(CircuitsConfirmed(ask.question, frozenset(c.circuit_id for c in driver.circuits.values())))
+
+    assert driver.runs() == [(3, 1, "backup")]
+
+
+def test_a_round_waits_for_a_probe_to_pass_and_is_missed_without() -> None:
+    driver = Driver(replace(PLAIN, require_probe=True, on_failure=OnFailure.SKIP))
+    driver.circuits["primary"] = probed("primary", is_probed=False)
+    driver.go(120)
+    assert driver.of(AskTor) == []
+    driver.go(146)
+    driver.tell(Looked())
+    driver.now = 147.0
+    driver.tell(Looked())
+
+    (missed,) = driver.of(RecordMissed)
+    assert missed.reason == "no circuit had passed its last probe"
+
+
+def test_a_probe_that_fails_while_tor_is_asked_puts_the_circuit_off_and_not_out() -> None:
+    driver = Driver(replace(PLAIN, require_probe=True, on_failure=OnFailure.SKIP))
+    driver.go(103)
+    (ask,) = driver.of(AskTor)
+    built = frozenset(c.circuit_id for c in driver.circuits.values())
+    driver.circuits["primary"] = probed("primary", is_probed=False)
+    driver.tell(CircuitsConfirmed(ask.question, built))
+    assert driver.runs() == []
+
+    driver.circuits["primary"] = probed("primary", is_probed=True)
+    driver.tell(Looked())
+    driver.tell(CircuitsConfirmed(driver.of(AskTor)[-1].question, built))
+
+    assert driver.runs() == [(3, 1, "primary")]
+
+
+def test_without_require_probe_what_a_probe_found_does_not_matter() -> None:
+    driver = Driver()
+    driver.circuits["primary"] = probed("primary", is_probed=False)
+    driver.go(103)
+
+    assert driver.runs() == [(2, 1, "primary")]

@@ -9,8 +9,8 @@ Rules of this package:
 
 from __future__ import annotations
 
-from circuitloom.health.ejection import MAX_STEPS, Ejector
+from circuitloom.health.ejection import HELD, MAX_STEPS, Ejector
 from circuitloom.health.fitness import LEAST, WHOLE, Fitness
 from circuitloom.health.panic import Alarm
 
-__all__ = ["LEAST", "MAX_STEPS", "WHOLE", "Alarm", "Ejector", "Fitness"]
+__all__ = ["HELD", "LEAST", "MAX_STEPS", "WHOLE", "Alarm", "Ejector", "Fitness"]

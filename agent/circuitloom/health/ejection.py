@@ -5,7 +5,7 @@ Rules of this file:
 * Never more members are out than the policy's part of all, rounded down, and never all of them. When members
   go, those that have been out longest come back.
 * Each ejection of a member is longer than its last one, up to a bound; each span of health as long as the
-  policy's base takes one step back.
+  policy's base takes one step back. Who is held by its probes is out until they let it in again.
 * It knows members and the time it is given; what a member is, and whose fault a failure was, others know.
 """
 
@@ -23,6 +23,10 @@ MAX_STEPS = 10
 """An ejection lasts at most ten times the base: with the default of 30 s, the 5 minutes that Envoy allows."""
 
 
+HELD = float("inf")
+"""Until when somebody is out whom nothing but ``let_in`` brings back."""
+
+
 @dataclass(slots=True)
 class _Past:
     """How often a member was ejected, less what it was forgiven, and when the last time ends (seconds)."""
@@ -35,7 +39,7 @@ class Ejector(Generic[Member]):
     """Who is out, and until when.
 
     Args:
-        rule: When, for how long, and how many at once; None: nobody ever.
+        rule: When, for how long, and how many at once; None: nobody for failures, and as many as by default.
     """
 
     def __init__(self, rule: Eject | None) -> None:
@@ -114,6 +118,20 @@ class Ejector(Generic[Member]):
         past.healthy_since = self._out[member] = now + rule.base_seconds * past.ejections
         return past.healthy_since
 
+    def hold(self, member: Member) -> bool:
+        """Take a member out until ``let_in``, if there is room; returns whether it is held."""
+        if member not in self._members or (member not in self._out and len(self._out) >= self._room()):
+            return False
+        self._out[member] = HELD
+        return True
+
+    def let_in(self, member: Member) -> bool:
+        """Let a member in that is held; returns whether it was."""
+        is_held = self._out.get(member) == HELD
+        if is_held:
+            del self._out[member]
+        return is_held
+
     def due(self, *, now: float) -> list[Member]:
         """Let those in whose time is over, and return them."""
         back = [member for member, until in self._out.items() if until <= now]
@@ -146,6 +164,5 @@ class Ejector(Generic[Member]):
 
     def _room(self) -> int:
         """How many may be out."""
-        if self.rule is None:
-            return 0
-        return max(0, min(len(self._members) - 1, len(self._members) * self.rule.max_percent // 100))
+        percent = (self.rule or Eject()).max_percent
+        return max(0, min(len(self._members) - 1, len(self._members) * percent // 100))

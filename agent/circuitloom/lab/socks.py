@@ -6,21 +6,13 @@ Every wait is bounded: a stream that nobody attaches otherwise hangs for Tor's S
 from __future__ import annotations
 
 import asyncio
-import ipaddress
-import struct
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from circuitloom import socks
 from circuitloom.errors import LabError
 from circuitloom.lab.torrc import LOOPBACK
-
-CONNECT, RESOLVE, RESOLVE_PTR = 0x01, 0xF0, 0xF1
-"""Commands; the last two are Tor's own (socks-extensions.txt)."""
-
-VERSION = 5
-NO_AUTHENTICATION, USER_AND_PASSWORD = 0, 2
-IPV4, NAME, IPV6 = 1, 3, 4
 
 CLOSE_SECONDS = 2.0
 """How long the last bytes of a stream may take to leave; they cross only the loopback interface."""
@@ -126,16 +118,16 @@ class SocksProxy:
             SocksError: Tor says no.
             SocksTimeout: It says nothing in time.
         """
-        connection, _ = await self._request(CONNECT, host, port, early_data)
+        connection, _ = await self._request(socks.CONNECT, host, port, early_data)
         return connection
 
     async def resolve(self, name: str) -> str:
         """The address of a name, as an exit sees it; raises as ``connect`` does."""
-        return await self._ask(RESOLVE, name)
+        return await self._ask(socks.RESOLVE, name)
 
     async def resolve_ptr(self, address: str) -> str:
         """The name of an address, as an exit sees it; raises as ``connect`` does."""
-        return await self._ask(RESOLVE_PTR, address)
+        return await self._ask(socks.RESOLVE_PTR, address)
 
     async def _ask(self, command: int, host: str) -> str:
         connection, answer = await self._request(command, host, 0, b"")
@@ -151,9 +143,7 @@ class SocksProxy:
                     reader, writer = await asyncio.open_connection(LOOPBACK, self.address)
                 else:
                     reader, writer = await asyncio.open_unix_connection(self.address)
-                await self._greet(reader, writer)
-                writer.write(struct.pack("!BBB", VERSION, command, 0) + _encode(host, port) + early_data)
-                answer = await _read_answer(reader)
+                answer = await self._speak(reader, writer, socks.request(command, host, port) + early_data)
                 return Connection(reader, writer, time.perf_counter() - started), answer
         except BaseException as error:
             if writer is not None:
@@ -165,36 +155,12 @@ class SocksProxy:
                 raise SocksError(0) from error
             raise
 
-    async def _greet(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        method = NO_AUTHENTICATION if self.username is None else USER_AND_PASSWORD
-        writer.write(bytes((VERSION, 1, method)))
-        if await reader.readexactly(2) != bytes((VERSION, method)):
+    async def _speak(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, request: bytes) -> str:
+        user = None if self.username is None else self.username.encode()
+        if not await socks.greet(reader, writer, user, self.password.encode()):
             raise SocksError(0)
-        if self.username is not None:
-            user, password = self.username.encode(), self.password.encode()
-            writer.write(bytes((1, len(user))) + user + bytes((len(password),)) + password)
-            if (await reader.readexactly(2))[1] != 0:
-                raise SocksError(0)
-
-
-def _encode(host: str, port: int) -> bytes:
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        name = host.encode("idna")
-        return bytes((NAME, len(name))) + name + struct.pack("!H", port)
-    return bytes((IPV4 if address.version == 4 else IPV6,)) + address.packed + struct.pack("!H", port)
-
-
-async def _read_answer(reader: asyncio.StreamReader) -> str:
-    """The bound address of the reply: what RESOLVE asked for, and nothing of use after CONNECT."""
-    _, code, _, kind = await reader.readexactly(4)
-    if code:
-        raise SocksError(code)
-    if kind == NAME:
-        size = (await reader.readexactly(1))[0]
-        answer = (await reader.readexactly(size)).decode("ascii", "replace")
-    else:
-        answer = str(ipaddress.ip_address(await reader.readexactly(4 if kind == IPV4 else 16)))
-    await reader.readexactly(2)
-    return answer
+        writer.write(request)
+        code, answer = await socks.read_answer(reader)
+        if code:
+            raise SocksError(code)
+        return answer

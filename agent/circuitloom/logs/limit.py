@@ -54,8 +54,10 @@ class LimitedHandler(logging.Handler):
 
     def tell_suppressed(self) -> None:
         """Say how many lines were not written in the spans that are over."""
-        now = time.monotonic()
-        over = {key: span for key, span in self._spans.items() if now - span.began_at >= SPAN_SECONDS}
+        self._end_spans(began_before=time.monotonic() - SPAN_SECONDS)
+
+    def _end_spans(self, *, began_before: float) -> None:
+        over = {key: span for key, span in self._spans.items() if span.began_at <= began_before}
         for key, span in over.items():
             del self._spans[key]
             if span.suppressed:
@@ -72,6 +74,7 @@ class LimitedHandler(logging.Handler):
                 )
 
     def close(self) -> None:
-        """See logging.Handler."""
+        """See logging.Handler; whatever was not written is told now."""
+        self._end_spans(began_before=float("inf"))
         self._inner.close()
         super().close()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-CIRCUIT_STATES = ("backoff", "building", "built", "drained", "draining", "ejected", "idle")
+CIRCUIT_STATES = ("backoff", "building", "built", "down", "drained", "draining", "ejected", "idle")
 """Told also while no circuit is in them; another state is told as it comes."""
 
 

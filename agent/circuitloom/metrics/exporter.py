@@ -18,6 +18,9 @@ from circuitloom.policy.operating import Metrics
 LISTEN_RETRY_SECONDS = 10.0
 """Between attempts at a port that something else has."""
 
+FRESH_SECONDS = 0.9
+"""Less than the shortest interval of the file."""
+
 FILE_MODE = 0o644
 """node_exporter runs as another user; the numbers name nobody."""
 
@@ -55,13 +58,14 @@ class Exporter:
             )
             return
 
-        async def text() -> bytes:
+        async def make() -> bytes:
             pieces = []
             for piece in text_slices(self._read(), agent=metrics.agent):
                 pieces.append(piece)
                 await asyncio.sleep(0)
             return b"".join(pieces)
 
+        text = _Shared(make).text
         if metrics.textfile is not None:
             self._start(_write_for_ever(Path(metrics.textfile), text, metrics.interval_seconds))
         if metrics.listen is not None:
@@ -78,6 +82,29 @@ class Exporter:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         task.add_done_callback(tell_fault)
+
+
+class _Shared:
+    """One text for all who ask within a second: asking again and again costs the agent next to nothing.
+
+    Args:
+        make: Makes it.
+    """
+
+    def __init__(self, make: Text) -> None:
+        self._make = make
+        self._lock = asyncio.Lock()
+        self._text = b""
+        self._fresh_until = 0.0
+
+    async def text(self) -> bytes:
+        """The text, made now or less than a second ago."""
+        loop = asyncio.get_running_loop()
+        async with self._lock:
+            if loop.time() >= self._fresh_until:
+                self._text = await self._make()
+                self._fresh_until = loop.time() + FRESH_SECONDS
+            return self._text
 
 
 async def _write_for_ever(path: Path, text: Text, interval_seconds: float) -> None:

@@ -11,6 +11,7 @@ Rules of this package:
 
 from __future__ import annotations
 
+from circuitloom.paths.exclusion import Exclusion, read_exclusion
 from circuitloom.paths.online_faults import Finding, find_online_faults
 from circuitloom.paths.ports import PortPolicy
 from circuitloom.paths.reading import (
@@ -27,6 +28,7 @@ from circuitloom.paths.selection import Beside, NoPath, breaks, select_path
 __all__ = [
     "UNKNOWN_COUNTRY",
     "Beside",
+    "Exclusion",
     "Finding",
     "Microdescriptor",
     "NoPath",
@@ -38,6 +40,7 @@ __all__ = [
     "find_online_faults",
     "join_relay",
     "read_consensus",
+    "read_exclusion",
     "read_guards",
     "read_microdescriptors",
     "read_weights",

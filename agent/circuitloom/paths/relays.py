@@ -8,12 +8,14 @@ Rules of this file:
 
 from __future__ import annotations
 
+import dataclasses
 from bisect import bisect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from itertools import accumulate
 
+from circuitloom.paths.exclusion import Exclusion
 from circuitloom.paths.ports import PortPolicy
 from circuitloom.paths.reading import Microdescriptor, Status
 from circuitloom.policy.path_types import PathRules, RelayRule
@@ -155,6 +157,8 @@ class Relays:
         countries: Of addresses, in lower case; one that is missing is unknown.
         has_countries: Whether Tor knows countries at all.
         keeps_subnets_apart: Tor's EnforceDistinctSubnets.
+        excluded: Tor's ExcludeNodes.
+        excluded_exits: Tor's ExcludeExitNodes.
         missing: How many relays have no microdescriptor yet.
     """
 
@@ -164,8 +168,17 @@ class Relays:
     countries: Mapping[str, str] = field(default_factory=dict)
     has_countries: bool = True
     keeps_subnets_apart: bool = True
+    excluded: Exclusion = field(default_factory=Exclusion)
+    excluded_exits: Exclusion = field(default_factory=Exclusion)
     missing: int = 0
-    _known: dict[object, Candidates] = field(default_factory=dict, repr=False, compare=False)
+    _known: dict[object, Candidates] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def with_guards(self, guards: tuple[str, ...]) -> Relays:
+        """The same relays, of which Tor would use these as guards."""
+        relays = dataclasses.replace(self, guards=guards)
+        # Who may have the other positions does not depend on them.
+        relays._known.update(self._known)  # noqa: SLF001 - of its own class
+        return relays
 
     def country(self, relay: Relay) -> str:
         """Where a relay is: two lower-case letters, or ``??``."""
@@ -190,6 +203,10 @@ class Relays:
             or relay.fingerprint in rule.fingerprints
             or relay.nickname.lower() in rule.nicknames
         )
+
+    def is_excluded(self, relay: Relay, exclusion: Exclusion) -> bool:
+        """Whether an option of torrc excludes a relay."""
+        return self.is_avoided(relay, exclusion.rule) or exclusion.has_address(relay.address)
 
     def candidates(self, position: Position, rules: PathRules) -> Candidates:
         """The relays that may have a position, whatever the rest of the path is."""
@@ -232,7 +249,10 @@ class Relays:
             yield "the flag Exit (without BadExit)", lambda relay: relay.is_exit
             yield "an exit policy that accepts anything", lambda relay: bool(relay.ports.accepted)
         yield "avoid", lambda relay: not self.is_avoided(relay, rules.avoid)
+        yield "ExcludeNodes in torrc", lambda relay: not self.is_excluded(relay, self.excluded)
         if is_exit:
+            excluded = self.excluded_exits
+            yield "ExcludeExitNodes in torrc", lambda relay: not self.is_excluded(relay, excluded)
             for first, last in rules.ports:
                 shown = str(first) if first == last else f"{first}-{last}"
                 yield f"port {shown}", _accepts(first, last)

@@ -137,8 +137,14 @@ def _guards(relays: Relays, rules: PathRules) -> Sequence[Relay] | NoPath:
     listed = [relay for guard in relays.guards if (relay := relays.by_fingerprint.get(guard)) is not None]
     if not listed:
         return NoPath("none of Tor's guards is in the consensus (with bridges only `path: auto` works)")
-    fitting = [relay for relay in listed if not relays.is_avoided(relay, rules.avoid)]
-    return fitting or NoPath(f"no relay fits as first hop: avoid leaves none of Tor's {len(listed)} guards")
+    fitting = [
+        relay
+        for relay in listed
+        if not relays.is_avoided(relay, rules.avoid) and not relays.is_excluded(relay, relays.excluded)
+    ]
+    return fitting or NoPath(
+        f"no relay fits as first hop: avoid and ExcludeNodes leave none of Tor's {len(listed)} guards"
+    )
 
 
 def _exit_tests(

@@ -11,8 +11,9 @@ from circuitloom.model import Purpose
 from circuitloom.policy.document import parse_document
 from circuitloom.policy.health import Degrade, Panic, PanicAction
 from circuitloom.policy.operating import Destinations, Log, LogFormat, LogLevel, Metrics
-from circuitloom.policy.path_rules import build_diversity, build_path, with_ports_of_rules
+from circuitloom.policy.path_rules import build_diversity, build_path, with_needed_ports
 from circuitloom.policy.path_types import PathRules
+from circuitloom.policy.probing import Probe
 from circuitloom.policy.rotation import Rotation
 from circuitloom.policy.schema import fill_defaults, load_schema
 from circuitloom.policy.schema_faults import find_schema_faults, to_data
@@ -132,7 +133,8 @@ def _build(data: dict[str, Any], adopting: frozenset[int]) -> Policy:
             is_adopted=index in adopting,
         )
     )
-    slots = with_ports_of_rules(slots, rules)
+    health = _build_health(data["health"])
+    slots = with_needed_ports(slots, rules, health.probe.targets if health.probe else ())
     active = sum(slot.role is Role.ACTIVE for slot in slots)
     rebuild, retry = data["failover"]["rebuild"], data["failover"]["retry"]
     redispatch = data["failover"]["redispatch"].get("after")
@@ -180,7 +182,7 @@ def _build(data: dict[str, Any], adopting: frozenset[int]) -> Policy:
             when_contended=WhenContended(data["failover"]["when_contended"]),
             redispatch_seconds=None if redispatch is None else parse_duration(redispatch),
         ),
-        health=_build_health(data["health"]),
+        health=health,
         rotation=_build_rotation(data["rotation"]),
         log=Log(
             level=LogLevel(data["log"]["level"]),
@@ -221,6 +223,26 @@ def _build_health(data: dict[str, Any]) -> Health:
         slow_start_seconds=slow_start and parse_duration(slow_start),
         degrade=degrade
         and Degrade(parse_percentage(degrade["slower_than"]), parse_duration(degrade["interval"])),
+        probe=_build_probe(data["probe"]),
+    )
+
+
+def _build_probe(data: dict[str, Any]) -> Probe | None:
+    # Without targets there is no such section: its other keys are only the schema's defaults.
+    if "targets" not in data:
+        return None
+    return Probe(
+        socks=parse_control(data["socks"]),
+        targets=tuple(data["targets"]),
+        interval_seconds=parse_duration(data["interval"]),
+        timeout_seconds=parse_duration(data["timeout"]),
+        rise=data["rise"],
+        fall=data["fall"],
+        quorum=data["quorum"],
+        jitter=parse_percentage(data["jitter"]),
+        read_bytes=data["read"],
+        budget_bytes=parse_size(data["budget"]) if "budget" in data else None,
+        unused=data["unused"],
     )
 
 

@@ -40,8 +40,11 @@ _LONG_UNIT = re.compile(r"([0-9]+)(s|m|h|d)(ecs?|econds?|ins?|inutes?|rs?|ours?|
 
 _FRACTION = re.compile(r"(0?\.[0-9]{1,2}|1\.0)")
 
-# Somebody may have written the password itself; a variable of the hook's environment may be one.
-_NEVER_SHOWN: frozenset[Path] = frozenset([("tor", "password_file"), ("rounds", "env")])
+# Somebody may have written the password itself; a variable of the hook's environment may be one. A target is
+# a destination, and the faults of a reload are logged.
+_NEVER_SHOWN: frozenset[Path] = frozenset(
+    [("tor", "password_file"), ("rounds", "env"), ("health", "probe", "targets")]
+)
 
 
 def to_data(node: Node) -> Any:  # noqa: ANN401 - what jsonschema takes: any JSON value

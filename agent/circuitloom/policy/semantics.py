@@ -20,6 +20,7 @@ from circuitloom.policy.idle_keys import find_idle_keys
 from circuitloom.policy.nodes import Bad, Document, Listing, Mapping, Scalar
 from circuitloom.policy.operating_faults import find_metrics_faults, find_operating_warnings
 from circuitloom.policy.path_rules import find_path_faults
+from circuitloom.policy.probe_faults import find_probe_faults, find_probe_warnings
 from circuitloom.policy.rule_faults import find_rule_faults, find_rule_warnings
 from circuitloom.policy.schema import load_schema
 from circuitloom.policy.types import Algorithm, Isolation, Policy, Role, StickyBy, TcpAddress
@@ -64,6 +65,7 @@ def find_semantic_faults(document: Document, faulty: frozenset[Path]) -> Iterato
     yield from _wait_faults(known)
     yield from _rounds_faults(known)
     yield from _redispatch_faults(known)
+    yield from find_probe_faults(document, known.value)
     circuits = _read_circuits(known)
     yield from _weight_faults(known, circuits)
     yield from _adopt_faults(known, circuits)
@@ -95,6 +97,7 @@ def find_warnings(document: Document, policy: Policy) -> Iterator[Fault]:
     yield from _eject_warnings(document, policy)
     yield from find_operating_warnings(document, policy)
     yield from find_idle_keys(document, policy)
+    yield from find_probe_warnings(document, policy)
     if policy.rounds is not None and policy.balance.isolation is Isolation.TOR:
         message = "rounds serve the first key's circuits only: `isolation: none` if there is but one user"
         yield document.fault(("rounds",), message)

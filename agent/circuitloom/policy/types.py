@@ -16,6 +16,7 @@ from circuitloom.model import Purpose
 from circuitloom.policy.health import Degrade, Panic
 from circuitloom.policy.operating import Log, Metrics
 from circuitloom.policy.path_types import Diversity, PathRules
+from circuitloom.policy.probing import Probe
 from circuitloom.policy.rotation import Rotation
 
 DEFAULT_CONTROL_PATH = "/run/tor/control"
@@ -358,12 +359,14 @@ class Health:
         panic: What happens when that leaves too few.
         slow_start_seconds: How long a fresh circuit takes to have all of its weight.
         degrade: When a slow one loses weight.
+        probe: How it is found out whether they do.
     """
 
     eject: Eject | None = None
     panic: Panic | None = None
     slow_start_seconds: float | None = None
     degrade: Degrade | None = None
+    probe: Probe | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -386,7 +389,8 @@ class Rounds:
         timeout_seconds: How long one run may take.
         env: ``NAME`` (passed on) or ``NAME=VALUE``.
         on_failure: What happens when a circuit cannot be served.
-        require_probe: Whether Tor is asked first if the circuit is there.
+        require_probe: Whether Tor is asked first if the circuit is there, and its last probe has to have
+            passed.
     """
 
     command: tuple[str, ...]

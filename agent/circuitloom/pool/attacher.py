@@ -30,6 +30,7 @@ from circuitloom.model import (
 )
 from circuitloom.policy.matching import find_rule
 from circuitloom.policy.types import (
+    Isolation,
     Policy,
 )
 from circuitloom.pool.builder import Builder
@@ -197,6 +198,9 @@ class Attacher(Dispatcher):
         stream.is_tors = self._tors_own.has(event.target)
         if stream.owner is None:
             stream.key = self._shared_key() or isolation_key(event)
+        if self.policy.health.probe is not None and self.policy.balance.isolation is Isolation.NONE:
+            # A probe that differs from the first stream of a circuit makes Tor log a warning (tor-facts 7).
+            stream.identity = isolation_key(event)
         stream.sticky = sticky_value(event, self.policy.balance.sticky)
         if self.policy.rules:
             stream.rule = find_rule(self.policy.rules, event.target, event.keywords)
@@ -241,7 +245,7 @@ class Attacher(Dispatcher):
     def _on_detached(self, event: StreamEvent) -> None:
         stream = self.streams.get(event.stream_id)
         circuit = self._builder.by_id.get(event.circuit_id)
-        if circuit is not None and _condemns(event):
+        if circuit is not None and condemns(event):
             circuit.slot.owner.condemn(circuit, now=self.now)
         if stream is None:
             return
@@ -249,7 +253,7 @@ class Attacher(Dispatcher):
         if stream.is_unanswered and ours is not None and ours.circuit_id != event.circuit_id:
             # Told before Tor read that we had moved it: it is on its way over another circuit already.
             return
-        if circuit is not None and stream.is_unanswered and not _is_policy(event):
+        if circuit is not None and stream.is_unanswered and not is_exit_policy(event):
             self._accuse(stream, circuit)
         if ours is not None and event.keywords.get("REASON") == "TIMEOUT":
             ours.connect_time.penalise(self.now)
@@ -301,13 +305,13 @@ class Attacher(Dispatcher):
         self.serve(stream)
 
 
-def _condemns(event: StreamEvent) -> bool:
+def condemns(event: StreamEvent) -> bool:
     """Whether Tor closes the circuit soon because of this stream (tor-facts 0)."""
     reason = event.keywords.get("REASON")
     return reason == "TIMEOUT" or event.keywords.get("REMOTE_REASON") in _FATAL_TO_CIRCUIT
 
 
-def _is_policy(event: StreamEvent) -> bool:
+def is_exit_policy(event: StreamEvent) -> bool:
     """Whether the exit does not serve this port at all, which is nobody's fault."""
     return event.keywords.get("REMOTE_REASON") == "EXITPOLICY"
 

@@ -111,8 +111,7 @@ class Circuits(Succession):
         """One stream less is on the circuit."""
         circuit.streams -= 1
         self._count_changed(circuit)
-        if circuit.state is CircuitState.DRAINING and circuit.streams == 0:
-            self._end(circuit)
+        self.end_if_empty(circuit)
 
     def mark(self, circuit: Circuit, key: IsolationKey) -> None:
         """A stream of this key is on the circuit: no stream of another key may follow, ever."""
@@ -218,10 +217,14 @@ class Circuits(Succession):
     def recounted(self) -> None:
         """The streams of all circuits were counted anew, after ``handle_connected``."""
         for circuit in self.draining:
-            if circuit.streams == 0:
-                self._end(circuit)
+            self.end_if_empty(circuit)
         self._restart_chooser()
         self.is_cold = self.is_cold and not self.is_ready
+
+    def forget_probes(self) -> None:
+        """Nothing is known any more of the probes that were on circuits."""
+        for circuit in self._members:
+            circuit.probes = 0
 
     def enlist(self, circuit: Circuit) -> None:
         """Tor gave one of our circuits its id."""
@@ -290,12 +293,12 @@ class Circuits(Succession):
             state.is_outdated = True
             self._builder.want_at(state, max(now, circuit.built_at + CONDEMNED_REST_SECONDS))
 
-    def replace(self, circuit: Circuit) -> None:
+    def replace(self, circuit: Circuit, why: str = "fails for several destinations") -> None:
         """The circuit fails whatever goes over it: have another at once, and this one until then."""
         state = circuit.slot
         is_to_replace = state.is_ours_to_build and state.building is None
         if circuit is state.circuit and is_to_replace and self._is_kept(state):
-            what = f"circuit {circuit.label} fails for several destinations, building another"
+            what = f"circuit {circuit.label} {why}, building another"
             self._say(what, Kind.CIRCUIT_REPLACED, circuit)
             circuit.failed_targets.clear()
             state.is_outdated = True

@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from circuitloom.health import HELD
 from circuitloom.model import Action, AttachStream, CloseStream, ReleaseStream, StreamId
 from circuitloom.policy.health import PanicAction
 from circuitloom.policy.operating import Destinations
@@ -184,6 +185,8 @@ def _why_not(state: SlotState, circuits: Circuits, ejected_until: float | None, 
         return "drained by the operator"
     if circuits.panic in {PanicAction.TOR, PanicAction.HOLD}:
         return "too few circuits are healthy, so none takes streams"
+    if ejected_until == HELD and circuits.panic is None:
+        return "down: its last probes failed"
     if ejected_until is not None and circuits.panic is None:
         return f"ejected for {max(0.0, ejected_until - now):.0f} s more: streams in a row failed on it"
     if state.slot.role is Role.BACKUP and not circuits.backups_serve:

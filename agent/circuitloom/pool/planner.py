@@ -11,7 +11,6 @@ Rules of this file:
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Sequence
 
 from circuitloom.model import Hop
@@ -73,7 +72,7 @@ class Planner:
         relays = self.relays
         awake = tuple(guard for guard in relays.guards if self._resting.get(guard, now) <= now)
         if 0 < len(awake) < len(relays.guards):
-            relays = dataclasses.replace(relays, guards=awake)
+            relays = relays.with_guards(awake)
         beside = _beside(state, rules)
         path = select_path(relays, rules, diversity=self.diversity, beside=beside, uniform=self._uniform)
         if isinstance(path, NoPath):

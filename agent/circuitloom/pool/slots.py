@@ -7,6 +7,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from circuitloom.balancing import ConnectTime
+from circuitloom.checks import Checkup
 from circuitloom.model import CircuitId, Hop, Purpose
 from circuitloom.paths import PortPolicy
 from circuitloom.policy.types import Slot
@@ -70,6 +71,9 @@ class Circuit:
         is_adopted: Whether another controller built it; then that one closes it, and we never do.
         wear: How much it has served.
         exit_ports: Which ports its exit accepts; None: not known.
+        probes: How many of our probes' streams are on it; they are not among ``streams``.
+        checkup: What its probes found; kept by ``Probes``.
+        carried: Under ``isolation: none``, while circuits are probed: the isolation of its first stream.
     """
 
     slot: SlotState
@@ -90,6 +94,9 @@ class Circuit:
     is_adopted: bool = False
     wear: Wear = field(default_factory=Wear)
     exit_ports: PortPolicy | None = None
+    probes: int = 0
+    checkup: Checkup | None = None
+    carried: IsolationKey | None = None
 
     def refuses(self, port: int) -> bool:
         """Whether its exit is known to refuse a port."""

@@ -5,12 +5,33 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
+from circuitloom.checks import Checkup
+from circuitloom.health import HELD
 from circuitloom.policy.health import PanicAction
 from circuitloom.pool.circuits import Circuits
 from circuitloom.pool.keys import Keys
 from circuitloom.pool.slots import Circuit, CircuitState, SlotState
 from circuitloom.pool.tally import Histogram
 from circuitloom.pool.tiers import PANIC_WORDS
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeSnapshot:
+    """What the probes of one circuit found.
+
+    Attributes:
+        health: ``up``, ``down``, ``unknown`` (no check was decided yet) or ``skipped`` (it is not checked).
+        last: ``passed`` or ``failed``, of the last check that was decided.
+        in_a_row: How many checks before it, and with it, found the same.
+        seconds_ago: When it was decided.
+        why_not: Why the circuit is not checked, in words; empty: it is.
+    """
+
+    health: str
+    last: str | None
+    in_a_row: int
+    seconds_ago: float | None
+    why_not: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +43,8 @@ class CircuitSnapshot:
         role: ``active`` or ``backup``.
         weight: As the policy says.
         max_streams: As the policy says.
-        state: ``built``, ``building``, ``backoff``, ``drained``, ``ejected``, ``draining`` or ``idle``.
+        state: ``built``, ``building``, ``backoff``, ``drained``, ``ejected``, ``down``, ``draining`` or
+            ``idle``.
         circuit_id: Tor's id, once there is one.
         path: Nicknames (or fingerprints) of its relays, first hop first.
         streams: Streams on it now.
@@ -37,6 +59,7 @@ class CircuitSnapshot:
         is_degraded: Whether it has lost weight because it is much slower than the others.
         connects: How long streams on the circuit took to connect.
         exit_fingerprint: Of its last relay, once it is built.
+        probe: What its probes found; None: nothing is probed, or there is no circuit.
     """
 
     name: str
@@ -58,6 +81,7 @@ class CircuitSnapshot:
     is_degraded: bool = False
     connects: Histogram = field(default_factory=Histogram)
     exit_fingerprint: str | None = None
+    probe: ProbeSnapshot | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +91,7 @@ class PoolSnapshot:
     Attributes:
         streams_queued: Those of the waiting that wait for room.
         notice: Tells of another controller, or of a panic.
+        probe_problem: Tells why probes do not work.
     """
 
     state: str
@@ -81,6 +106,7 @@ class PoolSnapshot:
     failed_total: int
     notice: str = ""
     streams_queued: int = 0
+    probe_problem: str = ""
 
 
 def panic_notice(keys: Keys) -> str:
@@ -143,9 +169,9 @@ def _snapshot_key(circuits: Circuits, now: float) -> list[CircuitSnapshot]:
 
 
 def _weight(state: SlotState, now: float) -> float:
-    """What counts of its weight: nothing while it is drained, or ejected and there is no panic."""
-    is_ejected = _word(state) == "ejected" and state.owner.panic is not PanicAction.ALL
-    if is_ejected or state.slot.name in state.owner.drained:
+    """What counts of its weight: nothing while it is drained, or out and there is no panic."""
+    is_away = _word(state) in {"ejected", "down"} and state.owner.panic is not PanicAction.ALL
+    if is_away or state.slot.name in state.owner.drained:
         return 0.0
     factor = 1.0 if state.circuit is None else state.owner.weight_factor(state.circuit, now=now)
     return state.slot.weight * factor
@@ -155,7 +181,8 @@ def _word(state: SlotState) -> str:
     if state.circuit is not None:
         if state.slot.name in state.owner.drained:
             return "drained"
-        return "built" if state.owner.ejected_until(state.circuit) is None else "ejected"
+        until = state.owner.ejected_until(state.circuit)
+        return "built" if until is None else "down" if until == HELD else "ejected"
     if state.building is not None:
         return "building"
     return "idle" if state.retry_at is None else "backoff"
@@ -185,4 +212,18 @@ def _snapshot(
         is_degraded=circuit is not None and state.owner.is_degraded(circuit),
         connects=circuit.connects if circuit else Histogram(),
         exit_fingerprint=circuit.path[-1].fingerprint if circuit and circuit.path else None,
+        probe=_snapshot_probe(circuit.checkup, now) if circuit and circuit.checkup else None,
+    )
+
+
+def _snapshot_probe(checkup: Checkup, now: float) -> ProbeSnapshot:
+    health = (
+        "skipped" if checkup.why_not else "down" if checkup.is_down else "up" if checkup.last else "unknown"
+    )
+    return ProbeSnapshot(
+        health=health,
+        last=checkup.last,
+        in_a_row=checkup.in_a_row,
+        seconds_ago=now - checkup.last_at if checkup.last else None,
+        why_not=checkup.why_not,
     )

@@ -57,6 +57,7 @@ class Stream:
         wait_until: When it stops waiting for circuits (seconds of the pool's clock); None: no bound.
         is_unanswered: Whether we attached it and no answer has come.
         is_retry: Whether that was not the first time.
+        identity: Under ``isolation: none``, while circuits are probed: what isolates it all the same.
     """
 
     stream_id: StreamId
@@ -79,6 +80,7 @@ class Stream:
     wait_until: float | None = None
     is_unanswered: bool = False
     is_retry: bool = False
+    identity: IsolationKey | None = None
 
     @property
     def among(self) -> frozenset[str] | None:

@@ -110,7 +110,11 @@ class Succession(Tiers):
             self._vacate(circuit.slot)
         self._leave(circuit)
         self._offer(circuit)
-        if circuit.streams == 0:
+        self.end_if_empty(circuit)
+
+    def end_if_empty(self, circuit: Circuit) -> None:
+        """A stream, or a probe, has left the circuit, or it drains: if nothing is left on it, it ends."""
+        if circuit.state is CircuitState.DRAINING and circuit.streams == 0 and circuit.probes == 0:
             self._end(circuit)
 
     def _end(self, circuit: Circuit) -> None:

@@ -80,6 +80,10 @@ class StreamTable:
         self.released_total = 0
         self.failed_total = 0
 
+    def reshuffle(self) -> None:
+        """Other circuits than before may serve those that wait."""
+        self.is_reshuffled = True
+
     def clear(self) -> None:
         """Forget every stream; what Tor says next is all there is."""
         self.streams.clear()
@@ -140,6 +144,7 @@ class StreamTable:
         if circuit.key is None:
             circuit.key = stream.key
             self._keys.claims += 1
+        circuit.carried = circuit.carried or stream.identity
         state.owner.add_stream(circuit)
         self._emit(AttachStream(stream.stream_id, circuit.circuit_id or TOR_CHOOSES, state.slot.name))
         self._rotation.use(circuit)
@@ -176,6 +181,7 @@ class StreamTable:
         circuit = self._builder.by_id.get(circuit_id)
         if circuit is not None:
             stream.circuit = circuit
+            circuit.carried = circuit.carried or stream.identity
             circuit.slot.owner.add_stream(circuit)
             self._rotation.use(circuit)
             if self.policy.balance.isolation is Isolation.TOR and (is_news or circuit.key is None):

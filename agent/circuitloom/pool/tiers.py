@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable
 from functools import partial
 
-from circuitloom.health import WHOLE, Alarm, Ejector, Fitness
+from circuitloom.health import HELD, WHOLE, Alarm, Ejector, Fitness
 from circuitloom.kinds import Kind
 from circuitloom.model import Action, Announce, CircuitId, Severity
 from circuitloom.policy.health import PanicAction
@@ -207,6 +207,25 @@ class Tiers:
             self._offer(circuit)
         return until
 
+    def take_down(self, circuit: Circuit) -> bool:
+        """The circuit's probes failed: it takes no streams until ``bring_up``, if there is room for that.
+
+        Returns:
+            Whether it is down, and was not before.
+        """
+        until = self._ejector.until(circuit)
+        if until == HELD or not self._ejector.hold(circuit):
+            return False
+        if until is None:
+            self._tiers_changed(circuit.slot, -1)
+            self._offer(circuit)
+        return True
+
+    def bring_up(self, circuit: Circuit) -> None:
+        """The circuit's probes pass again, or nobody probes any more; harmless when it was not down."""
+        if self._ejector.let_in(circuit):
+            self._readmit([circuit])
+
     def readmit_due(self, *, now: float) -> None:
         """Those whose time is over take streams again."""
         back = self._ejector.due(now=now)
@@ -215,7 +234,10 @@ class Tiers:
         self._readmit(back)
 
     def ejected_until(self, circuit: Circuit) -> float | None:
-        """When an ejected circuit takes streams again (seconds of the pool's clock); None if it does now."""
+        """When a circuit that is out takes streams again (seconds of the pool's clock).
+
+        ``HELD`` if its probes decide that; None if it does now.
+        """
         return self._ejector.until(circuit)
 
     def _replace_health(self, health: Health) -> None:

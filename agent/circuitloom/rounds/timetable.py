@@ -51,6 +51,8 @@ MAX_ATTEMPTS = 3
 RETRY_SECONDS = 1.0
 
 NO_CIRCUIT = "no circuit was usable"
+NOT_PROBED = "no circuit had passed its last probe"
+LATE = "the hooks before it took too long"
 NOT_THERE = "the agent did not run, or stood still"
 
 
@@ -283,8 +285,9 @@ class Timetable:
         self._asking.clear()
         for task in tasks:
             if not task.was_run:
-                has_circuit = any(name in self._circuits for name in task.candidates)
-                reason = "the hooks before it took too long" if has_circuit else NO_CIRCUIT
+                there = [self._circuits[name] for name in task.candidates if name in self._circuits]
+                has_circuit = any(self._has_passed(served) for served in there)
+                reason = LATE if has_circuit else NOT_PROBED if there else NO_CIRCUIT
                 self._miss(task.round, 1, task.planned, task.due, reason)
 
     def _miss(self, number: int, count: int, planned: str, due: float, reason: str) -> None:
@@ -321,9 +324,13 @@ class Timetable:
     def _choose(self, task: _Task) -> Served | None:
         for name in task.candidates:
             served = self._circuits.get(name)
-            if served is not None and served.circuit_id not in task.dead:
+            if served is not None and served.circuit_id not in task.dead and self._has_passed(served):
                 return served
         return None
+
+    def _has_passed(self, served: Served) -> bool:
+        """Whether the circuit's probes let a round have it."""
+        return served.is_probed or not self._rounds.require_probe
 
     def _on_confirmed(self, event: CircuitsConfirmed) -> None:
         task, served = self._asking.pop(event.question, (None, None))
@@ -332,7 +339,10 @@ class Timetable:
             return
         now_there = self._circuits.get(served.name)
         is_there = now_there is not None and now_there.circuit_id == served.circuit_id
-        if is_there and served.circuit_id in event.built:
+        if now_there is not None and is_there and not self._has_passed(now_there):
+            # Its probe failed meanwhile; the next one may pass while the round lasts.
+            self._tasks.append(task)
+        elif is_there and served.circuit_id in event.built:
             self._begin_run(task, served)
         else:
             task.dead.add(served.circuit_id)

@@ -42,6 +42,7 @@ class Served:
         path: Its relays, first hop first.
         streams: Streams on it.
         age_seconds: Since it was BUILT.
+        is_probed: Whether its last probe passed; True where nothing is probed.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Served:
     path: tuple[Hop, ...]
     streams: int
     age_seconds: float
+    is_probed: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ Rules of this file:
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from circuitloom.model import (
@@ -145,7 +145,9 @@ class Course:
         self._traffic = traffic
         self._agenda = Agenda()
         self._tor = SimulatedTor(self._agenda, self._give, tor_dice)
-        self._pool = Pool(policy, uniform=core_dice, now=0.0)
+        # No circuit falls silent here, and a pool that probes has no last deadline.
+        unprobed = replace(policy, health=replace(policy.health, probe=None))
+        self._pool = Pool(unprobed, uniform=core_dice, now=0.0)
         self._start = 0.0
         self._fates: list[Fate] = []
         self._by_stream: dict[StreamId, Fate] = {}

@@ -14,8 +14,9 @@ import time
 from dataclasses import dataclass
 from typing import Self
 
-from circuitloom.lab.socks import CONNECT, IPV4, NO_AUTHENTICATION, VERSION, SocksError
+from circuitloom.lab.socks import SocksError
 from circuitloom.lab.torrc import LOOPBACK
+from circuitloom.socks import CONNECT, IPV4, NO_AUTHENTICATION, VERSION
 
 STREAMS_PER_SECOND = 50
 

@@ -1,107 +1,24 @@
-"""What Tor tells the core, and what the core asks for: the whole vocabulary on two screens.
+"""What happened: what Tor tells the core, and what the operator asks of it.
 
-Rules of this file:
-
-* Past tense comes in (events), the imperative goes out (actions). Both are values; neither does anything.
-* Words are the control specification's: circuit, stream, attach, build, close, purpose, NEW, SENTCONNECT.
-* An event's ``repr`` never shows a target or a SOCKS name: events end up in tracebacks and assertions.
+An event's ``repr`` never shows a target or a SOCKS name: events end up in tracebacks and assertions.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from enum import StrEnum
-from types import MappingProxyType
-from typing import NamedTuple, NewType
+from typing import NamedTuple
 
-from circuitloom.kinds import Kind
-
-CircuitId = NewType("CircuitId", str)
-StreamId = NewType("StreamId", str)
-
-TOR_CHOOSES = CircuitId("0")
-"""ATTACHSTREAM to this circuit hands a stream to Tor's own selection (control-spec, ATTACHSTREAM)."""
-
-LEAVE_UNATTACHED = "__LeaveStreamsUnattached"
-"""The option that makes Tor wait for a controller to attach each new stream."""
-
-DOUBT_SECONDS = 2.0
-"""So long a stream that waits while that option is not set may be one that Tor is choosing a circuit for.
-
-Tor does so as soon as it has a circuit. What is still there after this was left by somebody who was
-interrupted while giving back."""
-
-MAX_CIRCUIT_DIRTINESS = "MaxCircuitDirtiness"
-"""The option that says for how long after its first stream Tor gives new ones to a circuit (tor-facts 5)."""
-
-NO_KEYWORDS: Mapping[str, str] = MappingProxyType({})
-
-
-class StreamStatus(StrEnum):
-    """Statuses of a STREAM event (control-spec 4.1.2; flow-control statuses are not read)."""
-
-    NEW = "NEW"
-    NEWRESOLVE = "NEWRESOLVE"
-    CONTROLLER_WAIT = "CONTROLLER_WAIT"
-    SENTCONNECT = "SENTCONNECT"
-    SENTRESOLVE = "SENTRESOLVE"
-    SUCCEEDED = "SUCCEEDED"
-    DETACHED = "DETACHED"
-    FAILED = "FAILED"
-    CLOSED = "CLOSED"
-
-    # Enum's own is a function in Python, and every event is looked up by its status.
-    __hash__ = str.__hash__
-
-
-_FRESH = frozenset({StreamStatus.NEW, StreamStatus.NEWRESOLVE, StreamStatus.CONTROLLER_WAIT})
-
-
-class CircuitStatus(StrEnum):
-    """Statuses of a CIRC event (control-spec 4.1.1), and CIRC_MINOR's one that matters here."""
-
-    LAUNCHED = "LAUNCHED"
-    EXTENDED = "EXTENDED"
-    GUARD_WAIT = "GUARD_WAIT"
-    BUILT = "BUILT"
-    FAILED = "FAILED"
-    CLOSED = "CLOSED"
-    PURPOSE_CHANGED = "PURPOSE_CHANGED"
-
-
-class Purpose(StrEnum):
-    """What a circuit is for (control-spec, EXTENDCIRCUIT).
-
-    GENERAL: Tor itself may use it as well, and sends what applications say early. CONTROLLER: Tor does
-    neither, so a stream on its way can be moved without losing a byte; a RESOLVE attached to it aborts Tor
-    (tor-facts 0).
-    """
-
-    GENERAL = "general"
-    CONTROLLER = "controller"
-
-
-class Severity(StrEnum):
-    """How much a line of the log matters; names are syslog's."""
-
-    DEBUG = "debug"
-    INFO = "info"
-    WARNING = "warning"
-    ERROR = "error"
-
-
-class Order(StrEnum):
-    """What an operator can ask of a circuit of the policy."""
-
-    DRAIN = "drain"
-    READY = "ready"
-    WEIGHT = "weight"
-    ROTATE = "rotate"
-    CLOSE = "close"
-
-
-# --- what happened -----------------------------------------------------------------------------------------
+from circuitloom.model.names import (
+    _FRESH,
+    NO_KEYWORDS,
+    CircuitId,
+    CircuitStatus,
+    Order,
+    ProbeOutcome,
+    StreamId,
+    StreamStatus,
+)
 
 
 class StreamEvent(NamedTuple):
@@ -314,6 +231,28 @@ class CircuitAdopted:
 
 
 @dataclass(frozen=True, slots=True)
+class ProbeStarted:
+    """A probe's connection to the SOCKS port is up, and its request leaves after this.
+
+    Attributes:
+        probe: Of ProbeCircuit.
+        source: The connection's own address, as Tor will show it: ``127.0.0.1:4711``; None: a Unix socket.
+    """
+
+    probe: int
+    source: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeFinished:
+    """A probe has ended; ``detail`` says why it reached no SOCKS port."""
+
+    probe: int
+    outcome: ProbeOutcome
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class DeadlinePassed:
     """The time given by ``next_deadline()`` has come."""
 
@@ -334,92 +273,6 @@ class Reserved:
     hosts: frozenset[str] = frozenset()
 
 
-# --- what to do --------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class TakeOver:
-    """SETCONF __LeaveStreamsUnattached=1."""
-
-
-@dataclass(frozen=True, slots=True)
-class GiveBack:
-    """RESETCONF __LeaveStreamsUnattached; ReleaseStream for each waiting stream goes with it."""
-
-
-@dataclass(frozen=True, slots=True)
-class AskWaiting:
-    """GETINFO stream-status; the answer comes back in StillWaiting."""
-
-
-class AttachStream(NamedTuple):
-    """ATTACHSTREAM to one of our circuits; ``name`` is the policy's name of the circuit."""
-
-    stream_id: StreamId
-    circuit_id: CircuitId
-    name: str
-
-
-class ReleaseStream(NamedTuple):
-    """ATTACHSTREAM to circuit 0: Tor chooses. ``why`` is for the log."""
-
-    stream_id: StreamId
-    why: str
-
-
-class CloseStream(NamedTuple):
-    """CLOSESTREAM; ``why`` is for the log."""
-
-    stream_id: StreamId
-    why: str
-
-
-@dataclass(frozen=True, slots=True)
-class BuildCircuit:
-    """EXTENDCIRCUIT 0, and SETCIRCUITPURPOSE; ``build`` comes back in BuildAccepted or BuildRefused.
-
-    Attributes:
-        build: A number that names this attempt.
-        name: The policy's name of the circuit.
-        path: Fingerprints, or None: Tor chooses.
-        purpose: What Tor is told that it is for.
-    """
-
-    build: int
-    name: str
-    path: tuple[str, ...] | None
-    purpose: Purpose = Purpose.GENERAL
-
-
-@dataclass(frozen=True, slots=True)
-class CloseCircuit:
-    """CLOSECIRCUIT; ``is_forced`` closes it with the streams on it, else IfUnused."""
-
-    circuit_id: CircuitId
-    is_forced: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Announce:
-    """A line for the log: a change of state, in words.
-
-    Attributes:
-        severity: How much it matters.
-        message: The words.
-        kind: What it is about, in one.
-        circuit: The policy's name of the circuit, if it is about one.
-        circuit_id: Tor's id of it, once there is one.
-        stream_id: Tor's id of the stream, if it is about one.
-    """
-
-    severity: Severity
-    message: str
-    kind: Kind = field(default=Kind.OTHER, compare=False)
-    circuit: str = field(default="", compare=False)
-    circuit_id: str = field(default="", compare=False)
-    stream_id: str = field(default="", compare=False)
-
-
 Event = (
     StreamEvent
     | CircuitEvent
@@ -438,17 +291,7 @@ Event = (
     | StopRequested
     | CircuitOrdered
     | CircuitAdopted
+    | ProbeStarted
+    | ProbeFinished
     | DeadlinePassed
-)
-
-Action = (
-    TakeOver
-    | GiveBack
-    | AskWaiting
-    | AttachStream
-    | ReleaseStream
-    | CloseStream
-    | BuildCircuit
-    | CloseCircuit
-    | Announce
 )
