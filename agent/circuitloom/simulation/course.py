@@ -205,7 +205,7 @@ class Course:
         """Let the next thing happen: the core's deadline, or what is on the agenda; False: there is none."""
         deadline, at = self._pool.next_deadline(), self._agenda.next_at
         if deadline is not None and (at is None or deadline < at):
-            # A real clock has moved on when the same is due once more, for a sum that rounds to a bit too little.
+            # A real clock has moved on when the same is due once more, where a sum rounds to too little.
             self._tor.now = deadline if deadline > self._tor.now else self._tor.now + TICK_SECONDS
             self._give(DeadlinePassed())
         elif at is not None:
