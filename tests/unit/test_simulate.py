@@ -210,6 +210,18 @@ def test_without_enough_circuits_nothing_is_balanced() -> None:
     assert Findings.of(record, policy).tor == {"the agent is not in charge": 1}
 
 
+@pytest.mark.timeout(60)
+def test_a_deadline_that_rounds_to_a_bit_too_late_ends_all_the_same() -> None:
+    """A stream is overdue when ``now - 0.7`` is after its start: in floats not always at ``start + 0.7``."""
+    policy = policy_of("one", "two", purpose=Purpose.CONTROLLER, redispatch_seconds=0.7)
+    slow = [
+        Arrival(0.1 * number, "example.com:80", {"PURPOSE": "USER"}, 1.0, connect_seconds=2.0)
+        for number in range(300)
+    ]
+
+    assert len(simulate(policy, *slow).fates) == 300
+
+
 # --- what a loss does --------------------------------------------------------------------------------------
 
 
