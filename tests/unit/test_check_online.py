@@ -155,6 +155,12 @@ def test_ports_that_an_exit_refuses_are_shown_where_the_rule_names_them() -> Non
     ]
 
 
+def test_ports_that_probes_go_to_are_judged_like_those_of_rules() -> None:
+    probe = 'health: {probe: {targets: ["example.com:443", "example.com:25"]}}\n'
+
+    assert judge(rules_of("{}", probe)) == ["6:47: Two, an exit of b, refuses this port"]
+
+
 def test_too_few_exits_for_all_circuits_are_found_out_by_selecting_them() -> None:
     text = (
         "version: 1\npaths: {diversity: {exit: distinct}}\n"

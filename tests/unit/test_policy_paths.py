@@ -48,6 +48,18 @@ def test_the_ports_of_rules_that_name_a_circuit_are_its_own() -> None:
     assert paths == {"a": PathRules(ports=((80, 80), (25, 25), (6667, 6667))), "b": None, "c": PathRules()}
 
 
+def test_the_ports_that_probes_go_to_are_every_circuits() -> None:
+    probe = 'health: {probe: {targets: ["example.com:8080", "[2001:db8::1]:80"]}}'
+
+    paths = paths_of("[{name: a, path: {exit: {ports: [80]}}}, {name: b, path: {}}, {name: c}]", probe)
+
+    assert paths == {
+        "a": PathRules(ports=((80, 80), (8080, 8080))),
+        "b": PathRules(ports=((8080, 8080), (80, 80))),
+        "c": None,
+    }
+
+
 @pytest.mark.parametrize(
     ("written", "diversity"),
     [

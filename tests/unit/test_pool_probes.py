@@ -767,3 +767,17 @@ def test_a_spent_budget_makes_checks_late() -> None:
     assert driver.snapshot().probe_problem == "late, because the budget of bytes is used up"
     edge.pass_time(200)
     assert len(edge.probed) == 3
+
+
+def test_what_is_of_a_probe_is_known_until_the_next_event() -> None:
+    driver = probing(TCP, "a")
+    driver.wait(0.0)
+    pin(driver, 1, 90)
+    assert driver.pool.is_of_probe
+    driver.reload(policy_of("a", isolation=Isolation.TOR))
+
+    driver.tell(f"STREAM 90 CLOSED 30 {TARGET} REASON=DONE")
+    assert driver.pool.is_of_probe
+    driver.tell(closed(1))
+
+    assert not driver.pool.is_of_probe

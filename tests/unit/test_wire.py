@@ -274,7 +274,7 @@ def test_a_long_rest_after_a_line_is_refused() -> None:
 
 
 def test_a_block_without_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wire, "MAX_MESSAGE_BYTES", 1000)
+    monkeypatch.setattr("circuitloom.wire.codec.MAX_MESSAGE_BYTES", 1000)
     codec = ControlCodec()
     codec.feed(b"250+stream-status=\r\n")
     for _ in range(70):

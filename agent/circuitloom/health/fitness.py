@@ -43,6 +43,8 @@ class Fitness(Generic[Member]):
 
     def __init__(self, slow_start_seconds: float | None, degrade: Degrade | None) -> None:
         self.slow_start_seconds = slow_start_seconds
+        # Without a window nobody is fresh, and it is not looked at.
+        self._window_seconds = slow_start_seconds or 0.0
         self.degrade = degrade
         self.review_at = NEVER if degrade is None else 0.0
         self._judge_at = self.review_at
@@ -117,13 +119,11 @@ class Fitness(Generic[Member]):
             yield member
 
     def _ramp(self, age_seconds: float) -> int:
-        if not self.slow_start_seconds:
-            return WHOLE
-        return max(LEAST, min(WHOLE, int(WHOLE * age_seconds / self.slow_start_seconds)))
+        return max(LEAST, min(WHOLE, int(WHOLE * age_seconds / self._window_seconds)))
 
     def _step(self, member: Member, tenths: int) -> None:
         """Look at a fresh member when it is due for one more than ``tenths``."""
-        at = self._fresh_since[member] + (self.slow_start_seconds or 0.0) * (tenths + 1) / WHOLE
+        at = self._fresh_since[member] + self._window_seconds * (tenths + 1) / WHOLE
         number = self._step_of[member] = next(self._numbers)
         heappush(self._steps, (at, number, member))
         self.review_at = min(self.review_at, at)

@@ -168,7 +168,7 @@ def _judge_countries(document: Document, path: Path, relays: Relays) -> Iterator
 def _refused_ports(
     document: Document, entry: _Entry, rules: Sequence[Rule], relays: Relays
 ) -> Iterator[Finding]:
-    """Ports of rules that the exits which the policy names for a circuit refuse."""
+    """Ports of rules and probes that the exits which the policy names for a circuit refuse."""
     path = entry.slots[0].path
     if isinstance(path, PathRules):
         named: Sequence[str] = sorted(path.exit.fingerprints)
@@ -176,12 +176,15 @@ def _refused_ports(
         named = path[-1:] if path else ()
     exits = [relay for exit_ in named if (relay := relays.by_fingerprint.get(exit_)) is not None]
     names = {slot.name for slot in entry.slots}
+    lists: list[Path] = [("health", "probe", "targets")]
     for index, rule in enumerate(rules):
-        if rule.circuits is None or names.isdisjoint(rule.circuits):
-            continue
-        for place, node in document.sound_texts(("rules", index, "match", "port"), ()):
+        if rule.circuits is not None and not names.isdisjoint(rule.circuits):
+            lists.append(("rules", index, "match", "port"))
+    for path_of_list in lists:
+        for place, node in document.sound_texts(path_of_list, ()):
+            ports = parse_ports(node.text.rpartition(":")[2])
             for relay in exits:
-                if not relay.ports.accepts(*parse_ports(node.text)):
+                if not relay.ports.accepts(*ports):
                     message = f"{relay.nickname}, an exit of {entry.slots[0].name}, refuses this port"
                     yield Finding(document.fault(place, message), is_note=len(exits) > 1)
 

@@ -11,7 +11,7 @@ from circuitloom.model import Purpose
 from circuitloom.policy.document import parse_document
 from circuitloom.policy.health import Degrade, Panic, PanicAction
 from circuitloom.policy.operating import Destinations, Log, LogFormat, LogLevel, Metrics
-from circuitloom.policy.path_rules import build_diversity, build_path, with_ports_of_rules
+from circuitloom.policy.path_rules import build_diversity, build_path, with_needed_ports
 from circuitloom.policy.path_types import PathRules
 from circuitloom.policy.probing import Probe
 from circuitloom.policy.rotation import Rotation
@@ -133,7 +133,8 @@ def _build(data: dict[str, Any], adopting: frozenset[int]) -> Policy:
             is_adopted=index in adopting,
         )
     )
-    slots = with_ports_of_rules(slots, rules)
+    health = _build_health(data["health"])
+    slots = with_needed_ports(slots, rules, health.probe.targets if health.probe else ())
     active = sum(slot.role is Role.ACTIVE for slot in slots)
     rebuild, retry = data["failover"]["rebuild"], data["failover"]["retry"]
     redispatch = data["failover"]["redispatch"].get("after")
@@ -181,7 +182,7 @@ def _build(data: dict[str, Any], adopting: frozenset[int]) -> Policy:
             when_contended=WhenContended(data["failover"]["when_contended"]),
             redispatch_seconds=None if redispatch is None else parse_duration(redispatch),
         ),
-        health=_build_health(data["health"]),
+        health=health,
         rotation=_build_rotation(data["rotation"]),
         log=Log(
             level=LogLevel(data["log"]["level"]),

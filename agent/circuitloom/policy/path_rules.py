@@ -2,7 +2,8 @@
 
 Rules of this file:
 
-* A circuit's own ``exit.ports`` and the ports of the rules that name it count alike: streams come by both.
+* A circuit's own ``exit.ports``, the ports of the rules that name it and those of probes count alike: streams
+  come by all of them.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from circuitloom.policy.types import Rule, Slot
 from circuitloom.policy.values import ValueFault, parse_fingerprint, parse_ports
 from circuitloom.policy.wording import Path, no_circuit
 
-__all__ = ["build_diversity", "build_path", "find_path_faults", "with_ports_of_rules"]
+__all__ = ["build_diversity", "build_path", "find_path_faults", "with_needed_ports"]
 
 _KINDS = ("country", "fingerprint", "nickname")
 
@@ -56,19 +57,30 @@ def build_path(
     )
 
 
-def with_ports_of_rules(slots: Sequence[Slot], rules: Sequence[Rule]) -> tuple[Slot, ...]:
-    """The slots, each with the ports of the rules that name it, where the agent selects the exit."""
+def with_needed_ports(
+    slots: Sequence[Slot], rules: Sequence[Rule], targets: Sequence[str]
+) -> tuple[Slot, ...]:
+    """The slots, each with all ports that its streams need, where the agent selects the exit.
+
+    Args:
+        slots: As the policy has them.
+        rules: Of which some name circuits.
+        targets: ``host:port`` of what every circuit is probed with.
+    """
+    probed = [parse_ports(target.rpartition(":")[2]) for target in targets]
     return tuple(
-        dataclasses.replace(slot, path=_with_ports(slot.path, slot.name, rules))
+        dataclasses.replace(slot, path=_with_ports(slot.path, slot.name, rules, probed))
         if isinstance(slot.path, PathRules)
         else slot
         for slot in slots
     )
 
 
-def _with_ports(path: PathRules, name: str, rules: Sequence[Rule]) -> PathRules:
+def _with_ports(
+    path: PathRules, name: str, rules: Sequence[Rule], probed: Sequence[tuple[int, int]]
+) -> PathRules:
     named = (rule.match.ports for rule in rules if rule.circuits is not None and name in rule.circuits)
-    ports = dict.fromkeys((*path.ports, *(port for ports in named for port in ports)))
+    ports = dict.fromkeys((*path.ports, *(port for ports in named for port in ports), *probed))
     return dataclasses.replace(path, ports=tuple(ports))
 
 

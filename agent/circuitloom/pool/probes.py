@@ -53,6 +53,7 @@ class Probes:
         on_change: Called when a circuit was taken out or in.
 
     Attributes:
+        is_on: Whether any stream may be a probe's; read with each event, so it is no property.
         has_taken: Whether the last event was of a probe's stream.
     """
 
@@ -86,14 +87,10 @@ class Probes:
     # --- what the pool calls -------------------------------------------------------------------------------
 
     def set_time(self, now: float) -> None:
-        """The time (seconds of the pool's clock), before each event."""
+        """The time (seconds of the pool's clock), before each event while ``is_on``."""
         self._now = self._trials.now = now
         self.has_taken = False
-
-    @property
-    def is_on(self) -> bool:
-        """Whether any stream may be a probe's."""
-        return self._rule is not None or self._trials.is_any
+        self.is_on = self._rule is not None or self._trials.is_any
 
     @property
     def problem(self) -> str:
@@ -187,6 +184,7 @@ class Probes:
 
     def _begin_anew(self) -> None:
         self._rule = self._policy.health.probe
+        self.is_on = self._rule is not None or self._trials.is_any
         self._isolates = self._policy.balance.isolation is Isolation.TOR
         self._scan_at = self._now
         self._due.clear()

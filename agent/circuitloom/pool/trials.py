@@ -333,8 +333,7 @@ class Trials:
         if trial.is_pinned:
             trial.is_pinned = False
             circuit.probes -= 1
-            if circuit.state is not CircuitState.CLOSED:
-                circuit.slot.owner.end_if_empty(circuit)
+            circuit.slot.owner.end_if_empty(circuit)
 
     def _end(self, trial: Trial) -> None:
         """The trial's connection is of no more use."""

@@ -11,7 +11,7 @@ Rules of this file:
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from enum import StrEnum
 from functools import lru_cache
 from types import MappingProxyType
@@ -19,7 +19,6 @@ from typing import NamedTuple
 
 from circuitloom.errors import ControlProtocolError
 from circuitloom.model import (
-    TOR_CHOOSES,
     CircuitBandwidth,
     CircuitEvent,
     CircuitId,
@@ -27,7 +26,6 @@ from circuitloom.model import (
     ConfChanged,
     Hop,
     NetworkReady,
-    Purpose,
     Reserved,
     SignalReceived,
     StreamEvent,
@@ -357,34 +355,6 @@ def unquote(text: str) -> str:
     return _ESCAPED.sub(_unescape, text[1:-1])
 
 
-def command(keyword: str, *arguments: str) -> bytes:
-    """Build one command line.
-
-    Raises:
-        ValueError: An argument holds a line break or NUL: it would be read as a second command.
-    """
-    line = " ".join((keyword, *arguments))
-    _refuse_breaks(line)
-    return line.encode("latin-1") + b"\r\n"
-
-
-def attach_stream(stream_id: StreamId, circuit_id: CircuitId) -> bytes:
-    """ATTACHSTREAM; the ids come from Tor through this codec, so they are alphanumeric."""
-    return f"ATTACHSTREAM {stream_id} {circuit_id}\r\n".encode("ascii")
-
-
-def extend_circuit(path: Iterable[str] | None) -> bytes:
-    """EXTENDCIRCUIT 0: a new circuit through these fingerprints, or (None) where Tor chooses."""
-    if path is None:
-        return command("EXTENDCIRCUIT", TOR_CHOOSES)
-    return command("EXTENDCIRCUIT", TOR_CHOOSES, ",".join(f"${fingerprint}" for fingerprint in path))
-
-
-def set_circuit_purpose(circuit_id: CircuitId, purpose: Purpose) -> bytes:
-    """SETCIRCUITPURPOSE; EXTENDCIRCUIT's own purpose works only where the path is given (measured)."""
-    return command("SETCIRCUITPURPOSE", circuit_id, f"purpose={purpose}")
-
-
 def extended_circuit_id(reply: Reply) -> CircuitId:
     """The id in ``250 EXTENDED id``.
 
@@ -395,11 +365,6 @@ def extended_circuit_id(reply: Reply) -> CircuitId:
     if word != "EXTENDED" or not _ID.fullmatch(circuit_id):
         raise ControlProtocolError("the reply to EXTENDCIRCUIT names no circuit")
     return CircuitId(circuit_id)
-
-
-def _refuse_breaks(text: str) -> None:
-    if any(character in text for character in "\r\n\0"):
-        raise ValueError("a control command cannot carry a line break or NUL")
 
 
 def _unescape(match: re.Match[str]) -> str:

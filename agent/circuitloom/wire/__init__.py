@@ -1,0 +1,56 @@
+"""Tor's control protocol without a connection: bytes to replies and events, and commands to bytes."""
+
+from __future__ import annotations
+
+from circuitloom.wire.codec import (
+    MAX_LINE_BYTES,
+    MAX_MESSAGE_BYTES,
+    MAX_REPEATED_CHARACTERS,
+    OK,
+    AnyEvent,
+    ControlCodec,
+    ControlEvent,
+    DirectoryNews,
+    Message,
+    Reply,
+    TorWarning,
+    extended_circuit_id,
+    parse_bandwidth,
+    parse_circuit,
+    parse_circuits,
+    parse_cookie_path,
+    parse_reserved,
+    parse_stream,
+    parse_streams,
+    unquote,
+    waiting_streams,
+)
+from circuitloom.wire.commands import attach_stream, command, extend_circuit, set_circuit_purpose
+
+__all__ = [
+    "MAX_LINE_BYTES",
+    "MAX_MESSAGE_BYTES",
+    "MAX_REPEATED_CHARACTERS",
+    "OK",
+    "AnyEvent",
+    "ControlCodec",
+    "ControlEvent",
+    "DirectoryNews",
+    "Message",
+    "Reply",
+    "TorWarning",
+    "attach_stream",
+    "command",
+    "extend_circuit",
+    "extended_circuit_id",
+    "parse_bandwidth",
+    "parse_circuit",
+    "parse_circuits",
+    "parse_cookie_path",
+    "parse_reserved",
+    "parse_stream",
+    "parse_streams",
+    "set_circuit_purpose",
+    "unquote",
+    "waiting_streams",
+]
