@@ -176,6 +176,7 @@ class FloodingPort:
 
         Raises:
             TimeoutError: Nothing came, or too little to measure.
+            ConnectionAbortedError: The controller left, as the agent does after it stood still for a second.
         """
         patience_until = time.monotonic() + PATIENCE_SECONDS + self._plan.seconds
         while True:
@@ -199,6 +200,12 @@ class FloodingPort:
                 if self._serve(connection) and self._flooded is None:
                     self._flooded, self._started_at = connection, time.monotonic()
                     connection.sendall(b"".join(self._bear(self._plan.window, self._started_at)))
+
+    def close(self) -> None:
+        """End every connection, and the port."""
+        for connection in (self._listener, *self._rests):
+            connection.close()
+        self._selector.close()
 
     def _begin_measuring(self, flooded: socket.socket, now: float) -> None:
         warm_up = GROWN_UP_SECONDS if self._plan.close_seconds else WARM_UP_SECONDS
@@ -240,6 +247,8 @@ class FloodingPort:
         except OSError:
             data = b""
         if not data:
+            if connection is self._flooded:
+                raise ConnectionAbortedError("the controller ended its connection")
             self._selector.unregister(connection)
             connection.close()
             return False

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import shutil
+import socket
 import xml.etree.ElementTree as ET
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -12,7 +15,7 @@ import pytest
 from benchmarks import attach, failover, private_tor, relay_death, scale
 from benchmarks.attach import PRESSED, STEADY, Case
 from benchmarks.chart import Bar, Curve, Goal, bars, curves
-from benchmarks.flood import Closing, Flooded
+from benchmarks.flood import Closing, Flooded, FloodingPort, Plan
 from benchmarks.measure import BenchError, Spread, in_turns, percentile
 from benchmarks.report import Figure, Part, write_part
 from benchmarks.ways import Size, find_haproxy
@@ -84,6 +87,24 @@ def test_every_way_connects_streams_over_the_private_network() -> None:
     assert len(rates.figures) == 2
     for event in (relay_death.CLOSED, relay_death.KILLED):
         assert f"| {event}: the agent, 2 circuits |" in ends.text
+
+
+def test_a_controller_that_leaves_is_told_at_once(tmp_path: Path) -> None:
+    control = tmp_path / "control"
+    with (
+        contextlib.closing(FloodingPort(control, Plan(60.0, window=1))) as port,
+        ThreadPoolExecutor() as pool,
+        socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as controller,
+    ):
+        controller.connect(str(control))
+        measured = pool.submit(port.run)
+        controller.sendall(b"SETCONF __LeaveStreamsUnattached=1\r\n")
+        controller.settimeout(5.0)
+        assert b"250 OK" in controller.recv(1 << 16)
+        controller.shutdown(socket.SHUT_RDWR)
+
+        with pytest.raises(ConnectionAbortedError, match="the controller ended its connection"):
+            measured.result(10.0)
 
 
 # --- how it is told -----------------------------------------------------------------------------------------
