@@ -115,3 +115,11 @@ def test_a_debug_line_shows_it_only_where_the_policy_allows_it(
     assert serve(policy_path, script) == 0
     to = f" to {TARGET}" if allows else ""
     assert f"stream 1{to} -> circuit primary (30), round-robin" in log.messages
+
+
+def test_a_reload_that_still_allows_them_keeps_what_was_seen() -> None:
+    driver = balancing(showing(TWO))
+    driver.tell(*opened(1, TARGET))
+    driver.reload(showing(TWO))
+
+    assert targets(driver) == [TARGET]

@@ -616,6 +616,22 @@ def test_never_more_than_max_percent_are_down_and_one_always_serves() -> None:
     assert [health(driver, name) for name in names[:3]] == ["down"] * 3
 
 
+def test_an_ejected_circuit_whose_probes_fail_stays_out_when_its_time_is_over() -> None:
+    driver = probing(
+        replace(TCP, fall=1), "a", "b", eject=Eject(consecutive_failures=1, base_seconds=5.0, max_percent=50)
+    )
+    for stream_id in (10, 11):
+        driver.tell(*opened(stream_id, "host.example:80", user="alice", password="pw"))  # noqa: S106
+        driver.tell(
+            f"STREAM {stream_id} FAILED 30 host.example:80 REASON=END REMOTE_REASON=MISC", closed(stream_id)
+        )
+    assert driver.states()["a"] == "ejected"
+
+    Edge(driver, "30").pass_time(20)
+
+    assert driver.states()["a"] == "down"
+
+
 def test_a_dead_target_takes_no_circuit_out() -> None:
     names = [f"c{number}" for number in range(5)]
     driver = probing(replace(TCP, fall=2), *names)
