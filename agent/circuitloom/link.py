@@ -132,6 +132,8 @@ class Link:
         self._ended = asyncio.Event()
         self._is_synchronised = False
         self._is_silent = False
+        # Whether Tor may let streams wait for us.
+        self._may_hold = False
         self._guard = Guard()
         self._guard_lack = ""
         self._equip_guard_at: float | None = None
@@ -199,9 +201,18 @@ class Link:
             await asyncio.sleep(BEAT_SECONDS)
 
     def beat(self) -> None:
-        """Tell the guard who is in charge, now: before the takeover is sent, and after it is undone."""
+        """Tell the guard now whether streams may wait for us; before a takeover is sent."""
+        self._may_hold = self._may_hold or self._events.is_in_charge()
         if not self._is_silent:
-            self._guard.beat(is_in_charge=self._events.is_in_charge())
+            self._guard.beat(is_in_charge=self._may_hold)
+
+    def handle_given_back(self) -> None:
+        """Tor has reset the option: from here on nothing waits for us, if we are not in charge again.
+
+        Told any sooner, the guard would do nothing for an agent that ends before Tor reads its command.
+        """
+        self._may_hold = self._events.is_in_charge()
+        self.beat()
 
     def close(self, *, is_given_back: bool) -> None:
         """End the guard and leave Tor to another agent.
@@ -251,9 +262,10 @@ class Link:
             _log.info("connected to Tor %s at %s", self.tor_version, self._tor.control, extra=about)
             option = options[0].values()
             is_waited_for = option.get(LEAVE_UNATTACHED) == "1"
+            # Somebody left streams waiting: from here on the guard answers for them, whatever we do next.
+            self._may_hold = is_waited_for
             if is_waited_for:
-                # Somebody left streams waiting: from here on the guard answers for them, whatever we do next.
-                self._guard.beat(is_in_charge=True)
+                self.beat()
             self._events.connected(
                 Connected(
                     circuits=wire.parse_circuits(values.get("circuit-status", "")),
@@ -323,7 +335,7 @@ class Link:
     def _on_closed(self, error: Exception | None) -> None:
         self.session = None
         self._ping_sent_at = None
-        self._is_silent = self._is_silent or self._events.is_in_charge()
+        self._is_silent = self._is_silent or self._may_hold or self._events.is_in_charge()
         self._ended.set()
         if error is None:
             self._tell("Tor closed the control connection")

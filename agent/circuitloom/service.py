@@ -149,7 +149,7 @@ class Service:
         actions = TorActions(
             send=self._send,
             give=self._handle,
-            beat=self._link.beat,
+            link=self._link,
             pool=self._pool,
             counts=self._counts,
         )

@@ -12,6 +12,7 @@ from typing import Any
 
 from circuitloom import logs, wire
 from circuitloom.kinds import Kind
+from circuitloom.link import Link
 from circuitloom.metrics import AgentCounts
 from circuitloom.model import (
     LEAVE_UNATTACHED,
@@ -51,7 +52,7 @@ class TorActions:
     Args:
         send: See ``Send``.
         give: Takes an event that a reply is.
-        beat: Called before streams may wait for us.
+        link: Told before streams may wait for us, and when Tor has undone that.
         pool: Tells the log the policy's algorithm and, as far as the policy lets it, where a stream goes.
         counts: Take-overs and give-backs are counted there.
 
@@ -64,13 +65,13 @@ class TorActions:
         *,
         send: Send,
         give: Callable[[Event], None],
-        beat: Callable[[], None],
+        link: Link,
         pool: Pool,
         counts: AgentCounts,
     ) -> None:
         self._send = send
         self._give = give
-        self._beat = beat
+        self._link = link
         self._pool = pool
         self._counts = counts
         self.carry_out: dict[type[Any], Callable[[Any], None]] = {
@@ -91,12 +92,14 @@ class TorActions:
                 self._give(TakeOverRefused(reply.text))
 
         self._counts.takeovers += 1
-        self._beat()
+        self._link.beat()
         self._send(wire.command("SETCONF", f"{LEAVE_UNATTACHED}=1"), check)
 
     def _give_back(self, _action: GiveBack) -> None:
         def check(reply: Reply) -> None:
-            if not reply.is_ok:
+            if reply.is_ok:
+                self._link.handle_given_back()
+            else:
                 _log.error("Tor refused to reset %s: %s", LEAVE_UNATTACHED, reply.text)
 
         self._counts.give_backs += 1

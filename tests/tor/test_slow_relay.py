@@ -107,7 +107,8 @@ def test_a_degraded_circuit_gets_less_under_a_round_robin_and_its_share_again_wh
         )
         print(figures)  # noqa: T201 - the figures of this run are part of its result
         assert report.lost == 0
-        assert share < 0.25
+        # A third without it; what it has already got when it is found to be slow counts as well.
+        assert share < 0.3
         assert (slow["name"], slow["is_degraded"]) == ("slow", True)
 
         for _ in range(15):
