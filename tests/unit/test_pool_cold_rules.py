@@ -37,7 +37,7 @@ def test_they_wait_no_longer_than_for_the_first_of_all() -> None:
     driver = half_warm(policy())
 
     assert driver.wait(4.9) == []
-    assert driver.wait(0.2) == ["ATTACHSTREAM 2 0; its circuits were not built in time"]
+    assert driver.wait(0.2) == ["CLOSESTREAM 2 1; its circuits were not built in time"]
 
 
 def test_under_cold_start_tor_they_are_tor_s() -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from circuitloom.policy.types import ColdStart, Keys, Role, Slot, WhenExceeded
+from circuitloom.policy.types import ColdStart, Keys, Role, Slot, WhenExceeded, WhenNone
 from unit.pool_driver import (
     GIVE_BACK,
     Driver,
@@ -68,6 +70,14 @@ def test_those_that_waited_long_enough_are_tor_s() -> None:
     assert driver.wait(1) == ["ATTACHSTREAM 3 0; its circuits were not built in time"]
     assert driver.build(31) == []
     assert driver.tell(*opened(4, user="bob")) == ["ATTACHSTREAM 4 31; only"]
+
+
+def test_those_that_waited_long_enough_fail_where_tor_is_not_to_choose() -> None:
+    policy = isolating("only", keys=Keys(wait_seconds=3))
+    driver = balancing(replace(policy, failover=replace(policy.failover, when_none=WhenNone.REJECT)))
+    driver.tell(*opened(1, user="alice"), *opened(2, user="bob"))
+
+    assert driver.wait(3) == ["CLOSESTREAM 2 1; its circuits were not built in time"]
 
 
 def test_a_stream_that_ends_while_it_waits_is_not_waited_for() -> None:

@@ -118,7 +118,7 @@ class Dispatcher(StreamTable):
             if stream.is_queued:
                 self._overflow(stream, "no circuit had room in time")
             else:
-                self._release(stream, "its circuits were not built in time")
+                self._miss_all(stream, "its circuits were not built in time")
 
     def serve(self, stream: Stream) -> None:
         """Decide on a stream that is known to wait."""
@@ -195,6 +195,14 @@ class Dispatcher(StreamTable):
                     self.waiting.hold(stream)
                 case _:
                     self._close(stream, "no circuit is usable")
+
+    def _miss_all(self, stream: Stream, why: str) -> None:
+        """No circuit will take the stream, and to wait any longer is of no use."""
+        if self.policy.failover.when_none is WhenNone.REJECT:
+            # Who says so wants no answer over circuits of Tor's own choice.
+            self._close(stream, why)
+        else:
+            self._release(stream, why)
 
     def _queue(self, stream: Stream, circuits: Circuits) -> None:
         """All circuits that may take the stream are full, or none may take any for a while."""
