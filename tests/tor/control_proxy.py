@@ -119,7 +119,8 @@ class ControlProxy:
         with self._lock:
             if self._fire_at:
                 self.passed.append(line.split()[0].decode("ascii", "replace"))
-            is_chosen = 0 < self._fire_at == len(self.passed)
+            # The chosen one may have been lost with its connection: then it is the next.
+            is_chosen = 0 < self._fire_at <= len(self.passed)
             if not (is_chosen and self._is_before):
                 pair.tor.sendall(line)
             if is_chosen:
