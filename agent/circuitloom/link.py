@@ -209,10 +209,10 @@ class Link:
     def handle_given_back(self) -> None:
         """Tor has reset the option: from here on nothing waits for us, if we are not in charge again.
 
-        Told any sooner, the guard would do nothing for an agent that ends before Tor reads its command.
+        Told any sooner, the guard would do nothing for an agent that ends before Tor reads its command. The
+        next beat tells it: by then what came before has been handed to Tor as well.
         """
         self._may_hold = self._events.is_in_charge()
-        self.beat()
 
     def close(self, *, is_given_back: bool) -> None:
         """End the guard and leave Tor to another agent.

@@ -52,7 +52,8 @@ class TorActions:
     Args:
         send: See ``Send``.
         give: Takes an event that a reply is.
-        link: Told before streams may wait for us, and when Tor has undone that.
+        link: Told before streams may wait for us, and when Tor has undone that; not at a stop, where that is
+            not yet all.
         pool: Tells the log the policy's algorithm and, as far as the policy lets it, where a stream goes.
         counts: Take-overs and give-backs are counted there.
 
@@ -97,9 +98,9 @@ class TorActions:
 
     def _give_back(self, _action: GiveBack) -> None:
         def check(reply: Reply) -> None:
-            if reply.is_ok:
+            if reply.is_ok and not self._pool.is_stopping:
                 self._link.handle_given_back()
-            else:
+            elif not reply.is_ok:
                 _log.error("Tor refused to reset %s: %s", LEAVE_UNATTACHED, reply.text)
 
         self._counts.give_backs += 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,7 @@ def test_the_guard_is_in_charge_until_tor_has_reset_the_option(
     def script() -> None:
         fake.wait_for(TAKE_OVER)
         fake.answers["RESETCONF"] = reset
+        fake.answers["EXTENDCIRCUIT"] = "551 Couldn't start circuit\r\n"
         fake.tell("CIRC 30 CLOSED REASON=DESTROYED")
         assert is_asked.wait(10)
         count = len(beats)
@@ -52,3 +54,28 @@ def test_the_guard_is_in_charge_until_tor_has_reset_the_option(
         wait_until(lambda: not beats[-1])
 
     assert serve(policy_path, script) == 0
+
+
+def test_at_a_stop_the_guard_is_in_charge_until_everything_is_given_back(
+    policy_path: Path, fake: FakeControlPort, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The option is reset at once, and then whatever waited before that is handed to Tor."""
+    told: list[bool | str] = []
+    monkeypatch.setattr(Guard, "beat", lambda _guard, *, is_in_charge: told.append(is_in_charge))
+
+    def reset(_command: str) -> str:
+        told.append("reset")
+        # As long as some beats.
+        time.sleep(0.7)
+        return "250 OK\r\n"
+
+    def script() -> None:
+        fake.wait_for(TAKE_OVER)
+        fake.answers["RESETCONF"] = reset
+
+    assert serve(policy_path, script) == 0
+    first = told.index("reset")
+    last = len(told) - told[::-1].index("reset")
+    assert last > first + 1
+    assert False not in told[first:last]
+    assert told[-1] is False

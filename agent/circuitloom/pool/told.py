@@ -57,6 +57,11 @@ class Told:
         return self._attachment is Attachment.BALANCING
 
     @property
+    def is_stopping(self) -> bool:
+        """Whether everything is given back for good."""
+        return self._attachment is Attachment.STOPPING
+
+    @property
     def is_ready(self) -> bool:
         """Whether we are connected and enough circuits are BUILT to take over."""
         return self._attachment in {Attachment.RELEASED, Attachment.BALANCING} and self._keys.is_ready
