@@ -139,12 +139,8 @@ class Pool(Told):
         Returns:
             What to do, in this order.
         """
-        actions: list[Action] = []
-        self._actions = actions
-        self._attacher.now = self._rotation.now = now
+        actions = self._begin(now)
         probes = self._probes
-        if probes.is_on:
-            probes.set_time(now)
         if isinstance(event, StreamEvent):
             if not (probes.is_on and probes.take(event)):
                 self._on_stream[event.status](event)
@@ -163,9 +159,7 @@ class Pool(Told):
         else:
             self._dispatch[type(event)](event, now)
             self._evaluate(now)
-        if actions:
-            self._decisions.remember(actions, now, self._shown_streams)
-        return actions
+        return self._end(actions, now)
 
     def next_deadline(self) -> float | None:
         """When a DeadlinePassed event is due (seconds), or None."""
@@ -182,11 +176,10 @@ class Pool(Told):
 
     def replace_policy(self, policy: Policy, *, now: float) -> list[Action]:
         """Go on with another policy: circuits that both name are kept, with their streams."""
-        actions: list[Action] = []
-        self._actions = actions
+        actions = self._begin(now)
         self._policy = policy
         self._attacher.replace_policy(policy)
-        self._attacher.now = self._rotation.now = now
+        # Those that begin with this policy have no time yet.
         self._probes.set_time(now)
         self._planner.diversity = policy.diversity
         if not policy.path_rules:
@@ -201,30 +194,39 @@ class Pool(Told):
         self._shown_streams = self._attacher.streams if shows_destinations(policy) else None
         if self._shown_streams is None:
             self._decisions.scrub()
-        self._decisions.remember(actions, now, self._shown_streams)
-        return actions
+        return self._end(actions, now)
 
     def renew_relays(self, relays: Relays, *, now: float) -> list[Action]:
         """Go on with another snapshot of the consensus; what waits for one is built."""
-        actions: list[Action] = []
-        self._actions = actions
-        self._attacher.now = now
+        actions = self._begin(now)
         self._planner.relays = relays
         self._builder.handle_relays()
         self._keys.renew_relays()
         self._evaluate(now)
-        self._decisions.remember(actions, now, self._shown_streams)
-        return actions
+        return self._end(actions, now)
 
     def replace_circuit(self, circuit_id: CircuitId, *, now: float) -> list[Action]:
         """Replace a circuit, make before break; nothing happens if it is not ours any more."""
-        actions: list[Action] = []
-        self._actions = actions
-        self._attacher.now = self._rotation.now = now
+        actions = self._begin(now)
         circuit = self._builder.by_id.get(circuit_id)
         if circuit is not None:
             circuit.slot.owner.condemn(circuit, now=now)
             self._evaluate(now)
+        return self._end(actions, now)
+
+    def _begin(self, now: float) -> list[Action]:
+        """What is decided from here on is collected in the list, and it is ``now``."""
+        actions: list[Action] = []
+        self._actions = actions
+        self._attacher.now = self._rotation.now = now
+        if self._probes.is_on:
+            self._probes.set_time(now)
+        return actions
+
+    def _end(self, actions: list[Action], now: float) -> list[Action]:
+        """Whatever asked for a decision, ``explain`` knows it."""
+        if actions:
+            self._decisions.remember(actions, now, self._shown_streams)
         return actions
 
     def _emit(self, action: Action) -> None:

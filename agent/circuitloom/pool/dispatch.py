@@ -209,8 +209,8 @@ class Dispatcher(StreamTable):
         is_panic = circuits.panic is PanicAction.HOLD
         balance = self.policy.balance
         if not stream.is_held:
-            # It was there before us, and Tor may be choosing for it already: a place in the queue is for
-            # those that are known to wait, and for the others this is refused, harmlessly (tor-facts 4).
+            # It waited before us, nobody can tell for how long: a place in the queue is for those of whom
+            # that is known.
             self._release(stream, "all circuits are full")
             return
         match balance.when_full:
