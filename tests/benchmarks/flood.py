@@ -31,6 +31,8 @@ GROWN_UP_SECONDS = 1.5
 PATIENCE_SECONDS = 60.0
 """How long the controller may take to come, to attach anything, and to attach all that are to be open."""
 
+_LEFT = "the controller ended its connection"
+
 MARKED_TARGET = "marked-destination.example:443"
 _KEYWORDS = (
     b"CLIENT_PROTOCOL=SOCKS5 NYM_EPOCH=0 SESSION_GROUP=-3 "
@@ -199,7 +201,7 @@ class FloodingPort:
                 connection = key.fileobj  # type: ignore[assignment]  # only sockets are registered
                 if self._serve(connection) and self._flooded is None:
                     self._flooded, self._started_at = connection, time.monotonic()
-                    connection.sendall(b"".join(self._bear(self._plan.window, self._started_at)))
+                    self._send(connection, self._bear(self._plan.window, self._started_at))
 
     def close(self) -> None:
         """End every connection, and the port."""
@@ -226,7 +228,7 @@ class FloodingPort:
             self._close_at += self._plan.close_seconds
             lines += self._close_oldest(now)
         if lines:
-            flooded.sendall(b"".join(lines))
+            self._send(flooded, lines)
 
     def _close_oldest(self, now: float) -> list[bytes]:
         circuit_id = next(iter(self._built))
@@ -240,6 +242,14 @@ class FloodingPort:
             *(_CLOSED % (stream_id, circuit_id, b"DESTROY") for stream_id in ended),
         ]
 
+    def _send(self, connection: socket.socket, lines: list[bytes]) -> None:
+        """Send all of it; one that left is noticed here or with the next read, whichever comes first."""
+        try:
+            connection.sendall(b"".join(lines))
+        except ConnectionError:
+            if connection is self._flooded:
+                raise ConnectionAbortedError(_LEFT) from None
+
     def _serve(self, connection: socket.socket) -> bool:
         """Answer one read; whether it asked for the flood."""
         try:
@@ -248,7 +258,7 @@ class FloodingPort:
             data = b""
         if not data:
             if connection is self._flooded:
-                raise ConnectionAbortedError("the controller ended its connection")
+                raise ConnectionAbortedError(_LEFT)
             self._selector.unregister(connection)
             connection.close()
             return False
@@ -280,7 +290,7 @@ class FloodingPort:
                 is_taken_over |= line.replace(b'"', b"").endswith(b"__LeaveStreamsUnattached=1")
                 self._answer(line, now, replies, events)
         births = self._bear(attached, now) if self._plan.window else []
-        connection.sendall(b"".join(replies + events + births))
+        self._send(connection, replies + events + births)
         return is_taken_over
 
     def _hold(self, stream_id: bytes, circuit_id: bytes, now: float, events: list[bytes]) -> None:

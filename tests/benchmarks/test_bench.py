@@ -89,7 +89,8 @@ def test_every_way_connects_streams_over_the_private_network() -> None:
         assert f"| {event}: the agent, 2 circuits |" in ends.text
 
 
-def test_a_controller_that_leaves_is_told_at_once(tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", [socket.SHUT_RDWR, socket.SHUT_WR], ids=["both", "writing"])
+def test_a_controller_that_leaves_is_told_at_once(tmp_path: Path, how: int) -> None:
     control = tmp_path / "control"
     with (
         contextlib.closing(FloodingPort(control, Plan(60.0, window=1))) as port,
@@ -101,7 +102,7 @@ def test_a_controller_that_leaves_is_told_at_once(tmp_path: Path) -> None:
         controller.sendall(b"SETCONF __LeaveStreamsUnattached=1\r\n")
         controller.settimeout(5.0)
         assert b"250 OK" in controller.recv(1 << 16)
-        controller.shutdown(socket.SHUT_RDWR)
+        controller.shutdown(how)
 
         with pytest.raises(ConnectionAbortedError, match="the controller ended its connection"):
             measured.result(10.0)

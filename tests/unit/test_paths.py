@@ -27,6 +27,7 @@ from circuitloom.paths import (
     select_path,
 )
 from circuitloom.paths.ports import read_policy
+from circuitloom.paths.relays import Position
 from circuitloom.policy.path_types import Diversity, PathRules, RelayRule
 from unit.consensus import ALL_FLAGS, Made, consensus, microdescriptors, snapshot
 
@@ -176,6 +177,27 @@ def test_the_first_hop_is_the_first_of_tors_guards_that_is_not_the_exit() -> Non
     firsts = {select(relays, seed=seed)[0] for seed in range(50)}
     assert firsts == {"C", "A"}
     assert all(select(relays, PathRules(exit=of(letters="C")), seed=seed)[0] == "A" for seed in range(20))
+
+
+def test_another_guard_is_taken_where_the_only_middle_relays_are_the_guard() -> None:
+    relays = snapshot(*WIDE, guards="CAB")
+    rules = PathRules(exit=of(letters="D"), middle=of(letters="CA"))
+
+    assert {select(relays, rules, seed=seed) for seed in range(20)} == {"CAD"}
+    assert select(relays, PathRules(exit=of(letters="D"), middle=of(letters="C"))) == "ACD"
+
+
+def test_relays_that_rest_are_taken_only_where_no_other_fits() -> None:
+    relays = snapshot(*WIDE, guards="FA")
+
+    def paths(rules: PathRules, resting: str) -> set[str]:
+        tired = {letter * 40 for letter in resting}
+        return {select(relays, rules, seed=seed, beside=Beside(resting=tired)) for seed in range(40)}
+
+    assert paths(ANY, "ABCD") == {"FAE", "FBE", "FCE", "FDE", "AEF"}
+    assert paths(PathRules(exit=of(letters="B")), "ABCD") == {"FEB"}
+    # Guard F leaves no middle relay that is awake; guard A would: that is no reason to change the guard.
+    assert paths(PathRules(exit=of(letters="E"), middle=of(letters="BCF")), "ABCD") == {"FBE", "FCE"}
 
 
 def test_a_guard_that_is_not_in_the_consensus_is_passed_over() -> None:
@@ -506,10 +528,18 @@ def test_no_path_breaks_a_rule(  # noqa: PLR0917 - all of them are drawn
         assert not any(other is exit_relay or are_family(other, exit_relay) for other in others)
     if diversity.subnet:
         assert not any(same_subnet(other, exit_relay) for other in others)
-    # The guard is the first in Tor's order that can go with this exit.
+    # The guard is the first in Tor's order that can go with this exit, and leaves a middle relay.
+    middles = relays.candidates(Position.MIDDLE, rules).relays
     for earlier in relays.guards[: relays.guards.index(guard.fingerprint)]:
         passed = relays.by_fingerprint[earlier]
-        assert not relays.may_share_path(passed, exit_relay) or relays.is_avoided(passed, rules.avoid)
+        assert (
+            relays.is_avoided(passed, rules.avoid)
+            or not relays.may_share_path(passed, exit_relay)
+            or not any(
+                relays.may_share_path(relay, passed) and relays.may_share_path(relay, exit_relay)
+                for relay in middles
+            )
+        )
     hops = [Hop(relay.fingerprint, relay.nickname) for relay in path]
     assert not breaks(relays, rules, hops, diversity=diversity, beside=beside)
 
@@ -524,21 +554,15 @@ def test_where_some_path_is_possible_one_is_found(relays: Relays, seed: int) -> 
     for last in relays.by_fingerprint.values():
         if not last.is_exit or not last.ports.accepted or (last.fingerprint not in fast and fast):
             continue
-        guard = next(
-            (
-                relays.by_fingerprint[guard]
-                for guard in relays.guards
-                if relays.may_share_path(relays.by_fingerprint[guard], last)
-            ),
-            None,
-        )
-        for middle in relays.by_fingerprint.values():
-            assert (
-                guard is None
-                or (middle.fingerprint not in fast and fast)
-                or not relays.may_share_path(middle, guard)
-                or not relays.may_share_path(middle, last)
-            )
+        for fingerprint in relays.guards:
+            guard = relays.by_fingerprint[fingerprint]
+            for middle in relays.by_fingerprint.values():
+                assert (
+                    not relays.may_share_path(guard, last)
+                    or (middle.fingerprint not in fast and fast)
+                    or not relays.may_share_path(middle, guard)
+                    or not relays.may_share_path(middle, last)
+                )
 
 
 # --- circuits that are there -------------------------------------------------------------------------------

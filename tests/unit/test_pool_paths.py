@@ -120,7 +120,7 @@ def test_a_path_that_failed_is_selected_anew_and_at_once_when_another_circuit_is
 @pytest.mark.parametrize("kind", ["", f" ${'A' * 40}~relayA"])
 def test_a_guard_that_no_circuit_reaches_rests_and_is_tried_again(kind: str) -> None:
     """Tor itself learns nothing of it from circuits over relays that it is told."""
-    policy = policy_of(slot("u"), rebuild=Rebuild(10.0, 10.0, 0.0))
+    policy = policy_of(slot("u", one_exit("E")), rebuild=Rebuild(10.0, 10.0, 0.0))
     driver, asked = driven(policy, snapshot(*(Made(letter) for letter in "ABCDEF"), guards="AF"))
     firsts = letters(asked[0])[0]
 
@@ -132,6 +132,53 @@ def test_a_guard_that_no_circuit_reaches_rests_and_is_tried_again(kind: str) -> 
 
     # Where the first hop was reached, it is not the guard that fails.
     assert firsts == ("AAA" + "A" * 8 if kind else "AAAFFFAAAAA")
+
+
+def test_a_relay_that_a_circuit_did_not_get_to_rests_while_there_is_another() -> None:
+    """Even where chance alone would take no other."""
+    relays = snapshot(*(Made(letter, bandwidth=int(letter in "AB")) for letter in "ABCDEF"), guards="A")
+    policy = policy_of(slot("u", one_exit("F")), rebuild=Rebuild(10.0, 10.0, 0.0))
+    driver, asked = driven(policy, relays)
+    assert letters(asked[0]) == "ABF"
+
+    def fail(number: int, reached: str) -> str:
+        driver.reply_to_build(f"250 EXTENDED {number}")
+        driver.tell(f"CIRC {number} FAILED {path_of(reached)} REASON=DESTROYED REMOTE_REASON=CONNECTFAILED")
+        said.extend(driver.said)
+        (command,) = driver.wait(10.0)
+        return letters(command)
+
+    said: list[str] = []
+    first = fail(30, "A")
+    # Relay F is the only exit: where there is no other, it serves on.
+    second = fail(31, first[:2])
+    # All hops were there: no relay is to blame.
+    third = fail(32, second)
+    for number in range(33, 37):
+        path = fail(number, third)
+
+    assert said[0].startswith(
+        "warning: circuit u (30) could not be built (DESTROYED, CONNECTFAILED at relayB)"
+    )
+    assert "CONNECTFAILED at relayF)" in said[1]
+    assert "CONNECTFAILED)" in said[2]
+    assert {first[1], third[1]} <= set("CDE")
+    # The rest of B is over.
+    assert path == "ABF"
+
+
+def test_a_relay_that_works_again_is_forgiven() -> None:
+    relays = snapshot(*(Made(letter, bandwidth=int(letter in "AB")) for letter in "ABCDEF"), guards="A")
+    policy = policy_of(slot("u", one_exit("F")), slot("v", one_exit("E")), rebuild=Rebuild(10.0, 10.0, 0.0))
+    driver, asked = driven(policy, relays)
+    assert [letters(command) for command in asked] == ["ABF", "ABE"]
+    driver.reply_to_build("250 EXTENDED 30")
+    driver.reply_to_build("250 EXTENDED 31")
+    driver.tell(f"CIRC 30 FAILED {path_of('A')} REASON=DESTROYED REMOTE_REASON=CONNECTFAILED")
+
+    commands = driver.tell(f"CIRC 31 BUILT {path_of('ABE')} PURPOSE=GENERAL {created(31)}")
+
+    assert [letters(command) for command in commands if command.startswith("EXTEND")] == ["ABF"]
 
 
 def test_a_guard_that_works_again_is_forgiven() -> None:

@@ -55,6 +55,11 @@ class Hop(NamedTuple):
     fingerprint: str
     nickname: str
 
+    @property
+    def label(self) -> str:
+        """What a person knows it by."""
+        return self.nickname or self.fingerprint[:8]
+
 
 class CircuitEvent(NamedTuple):
     """A CIRC event, a CIRC_MINOR PURPOSE_CHANGED, or a line of ``GETINFO circuit-status``."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from bisect import bisect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from itertools import accumulate
@@ -116,6 +116,15 @@ class Candidates:
     relays: Sequence[Relay]
     totals: Sequence[int]
     why_none: str = ""
+
+    def prefer(
+        self, fits: Callable[[Relay], bool], resting: Collection[str], uniform: Callable[[], float]
+    ) -> Relay | None:
+        """Draw as ``choose`` does, one that rests (by fingerprint) only if all that fit do."""
+        if not resting:
+            return self.choose(fits, uniform)
+        awake = self.choose(lambda relay: relay.fingerprint not in resting and fits(relay), uniform)
+        return awake or self.choose(fits, uniform)
 
     def choose(self, fits: Callable[[Relay], bool], uniform: Callable[[], float]) -> Relay | None:
         """Draw one that fits, by weight among those that do; None if none does. There must be candidates."""

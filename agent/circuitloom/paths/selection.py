@@ -3,14 +3,15 @@
 Rules of this file:
 
 * The exit comes first, then the guard that Tor prefers of those that may share a path with it, then what is
-  between them: Tor's own order (path-spec 2.2).
+  between them: Tor's own order (path-spec 2.2). Another guard is taken only where nothing can be between.
 * When nothing fits, the answer says for which position, and what left none.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from circuitloom.model import Hop
 from circuitloom.paths.relays import Position, Relay, Relays
@@ -29,15 +30,17 @@ class NoPath:
 
 @dataclass(frozen=True, slots=True)
 class Beside:
-    """The exits of the other circuits of a key.
+    """What else there is when a path is selected: the other circuits of its key, and relays that failed.
 
     Attributes:
         exits: Their fingerprints; one that is no relay of the snapshot is compared by fingerprint only.
         barred: Of these, those that the path must not end at by its own rules.
+        resting: Fingerprints of relays that are middle relay or exit only where no other fits.
     """
 
     exits: frozenset[str] = frozenset()
     barred: frozenset[str] = frozenset()
+    resting: Collection[str] = frozenset()
 
 
 def select_path(
@@ -54,7 +57,7 @@ def select_path(
         relays: All there are.
         rules: What the policy asks of this circuit.
         diversity: What it asks of the exits of all.
-        beside: The exits of the others.
+        beside: The exits of the others, and relays that rest.
         uniform: Gives a random number in [0, 1).
 
     Returns:
@@ -80,18 +83,16 @@ def select_path(
     def fits(relay: Relay) -> bool:
         return relay not in dead_ends and all(test(relay) for _, test in tests)
 
+    def draw_middle(fits: Callable[[Relay], bool]) -> Relay | None:
+        return middles.prefer(fits, beside.resting, uniform)
+
     for _ in range(_ATTEMPTS):
-        exit_relay = exits.choose(fits, uniform)
+        exit_relay = exits.prefer(fits, beside.resting, uniform)
         if exit_relay is None:
             break
-        guard = next(guard for guard in guards if relays.may_share_path(guard, exit_relay))
-        ends = (guard, exit_relay)
-        middle = middles.choose(
-            lambda relay, ends=ends: all(relays.may_share_path(relay, end) for end in ends),  # type: ignore[misc]
-            uniform,
-        )
-        if middle is not None:
-            return guard, middle, exit_relay
+        path = _complete(relays, guards, draw_middle, exit_relay)
+        if path is not None:
+            return path
         dead_ends.add(exit_relay)
     if dead_ends:
         return NoPath("no relay fits as middle relay: all are of the family or subnet of guard or exit")
@@ -128,6 +129,25 @@ def breaks(
         and all(last.ports.accepts(*ports) for ports in rules.ports)
         and all(test(last) for _, test in _exit_tests(relays, diversity, beside))
     )
+
+
+def _complete(
+    relays: Relays,
+    guards: Iterable[Relay],
+    draw_middle: Callable[[Callable[[Relay], bool]], Relay | None],
+    exit_relay: Relay,
+) -> tuple[Relay, ...] | None:
+    """The path to an exit over the first of the guards that leaves a middle relay."""
+    for guard in guards:
+        if relays.may_share_path(guard, exit_relay):
+            middle = draw_middle(partial(_may_be_between, relays, (guard, exit_relay)))
+            if middle is not None:
+                return guard, middle, exit_relay
+    return None
+
+
+def _may_be_between(relays: Relays, ends: tuple[Relay, Relay], relay: Relay) -> bool:
+    return all(relays.may_share_path(relay, end) for end in ends)
 
 
 def _guards(relays: Relays, rules: PathRules) -> Sequence[Relay] | NoPath:

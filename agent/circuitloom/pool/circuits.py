@@ -16,7 +16,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 from circuitloom.health import LEAST, WHOLE, Alarm
 from circuitloom.kinds import Kind
-from circuitloom.model import Action, CircuitEvent, CircuitId, CircuitStatus, Purpose, RecordedCircuit
+from circuitloom.model import Action, CircuitEvent, CircuitId, CircuitStatus, Hop, Purpose, RecordedCircuit
 from circuitloom.policy.health import PanicAction
 from circuitloom.policy.types import Policy, Role, Slot
 from circuitloom.pool.builder import Builder
@@ -243,16 +243,16 @@ class Circuits(Succession):
         match event.status:
             case CircuitStatus.BUILT:
                 if circuit.state is CircuitState.LAUNCHED:
-                    if circuit.path:
-                        self._builder.planner.guard_worked(circuit.path[0].fingerprint)
+                    self._builder.planner.handle_built(circuit.path)
                     circuit.path = event.path
                     self._builder.finish(circuit, now=now)
                     self._serve(circuit, "built", now=now)
                     self.is_cold = self.is_cold and not self.is_ready
             case CircuitStatus.FAILED | CircuitStatus.CLOSED:
-                if circuit.state is CircuitState.LAUNCHED and circuit.path and not event.path:
-                    self._builder.planner.guard_failed(circuit.path[0].fingerprint, now=now)
-                self.lose(circuit, _reason(event), now=now)
+                missed = None
+                if circuit.state is CircuitState.LAUNCHED:
+                    missed = self._builder.planner.handle_failed(circuit.path, event.path, now=now)
+                self.lose(circuit, _reason(event, missed), now=now)
             case CircuitStatus.PURPOSE_CHANGED:
                 if purpose not in _OUR_PURPOSES:
                     self.lose(circuit, f"Tor uses it for {purpose.upper()}", now=now)
@@ -424,7 +424,8 @@ def _origin(slot: Slot) -> object:
     return (slot.path, slot.purpose) if slot.adopt is None else None
 
 
-def _reason(event: CircuitEvent) -> str:
+def _reason(event: CircuitEvent, missed: Hop | None) -> str:
     reason = event.keywords.get("REASON", "no reason given")
     remote = event.keywords.get("REMOTE_REASON")
-    return f"{reason}, {remote}" if remote else reason
+    where = "" if missed is None else f" at {missed.label}"
+    return f"{reason}, {remote}{where}" if remote else f"{reason}{where}"

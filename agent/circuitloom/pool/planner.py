@@ -7,11 +7,13 @@ Rules of this file:
   slot's own circuits, which this one succeeds, do not.
 * Tor learns that a guard is down from its own circuits only, and may build none: a guard that ours cannot
   reach rests for a while, if there is another.
+* A relay farther on rests at its first failure: where few relays have the bandwidth, chance alone would take
+  the same one again. Where no other fits it is tried all the same; it is never a reason for another guard.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from circuitloom.model import Hop
 from circuitloom.paths import Beside, NoPath, PortPolicy, Relays, breaks, select_path
@@ -21,8 +23,8 @@ from circuitloom.pool.slots import SlotState
 GUARD_FAILURES = 3
 """In a row, of all circuits together; one or two may be the network's."""
 
-GUARD_REST_SECONDS = 60.0
-"""After which it is tried once more."""
+REST_SECONDS = 60.0
+"""After which a relay is tried once more."""
 
 
 class Planner:
@@ -40,24 +42,42 @@ class Planner:
         self.diversity = diversity
         self._uniform = uniform
         self.relays: Relays | None = None
-        self._failures: dict[str, int] = {}
+        self._guard_failures: dict[str, int] = {}
+        self._resting_guards: dict[str, float] = {}
         self._resting: dict[str, float] = {}
 
-    def guard_failed(self, guard: str, *, now: float) -> None:
-        """A circuit did not get as far as its first hop.
+    def handle_failed(self, planned: Sequence[Hop], reached: Sequence[Hop], *, now: float) -> Hop | None:
+        """A circuit did not get to its last hop.
 
         Args:
-            guard: The fingerprint of that.
+            planned: All its hops.
+            reached: Those that it got to.
             now: The time (seconds of the pool's clock).
-        """
-        self._failures[guard] = self._failures.get(guard, 0) + 1
-        if self._failures[guard] >= GUARD_FAILURES:
-            self._resting[guard] = now + GUARD_REST_SECONDS
 
-    def guard_worked(self, guard: str) -> None:
-        """A circuit was built over this first hop."""
-        self._failures.pop(guard, None)
-        self._resting.pop(guard, None)
+        Returns:
+            The hop that it did not get to.
+        """
+        if len(reached) >= len(planned):
+            return None
+        missed = planned[len(reached)]
+        fingerprint = missed.fingerprint
+        if reached:
+            self._resting = {relay: until for relay, until in self._resting.items() if until > now}
+            self._resting[fingerprint] = now + REST_SECONDS
+        else:
+            self._guard_failures[fingerprint] = self._guard_failures.get(fingerprint, 0) + 1
+            if self._guard_failures[fingerprint] >= GUARD_FAILURES:
+                self._resting_guards[fingerprint] = now + REST_SECONDS
+        return missed
+
+    def handle_built(self, planned: Sequence[Hop]) -> None:
+        """A circuit got to its last hop."""
+        for number, hop in enumerate(planned):
+            if number:
+                self._resting.pop(hop.fingerprint, None)
+            else:
+                self._guard_failures.pop(hop.fingerprint, None)
+                self._resting_guards.pop(hop.fingerprint, None)
 
     def plan(self, state: SlotState, rules: PathRules, *, now: float) -> tuple[Hop, ...] | NoPath | None:
         """The relays of the slot's next circuit, or why there are none; None: nobody knows yet.
@@ -70,11 +90,18 @@ class Planner:
         if self.relays is None:
             return None
         relays = self.relays
-        awake = tuple(guard for guard in relays.guards if self._resting.get(guard, now) <= now)
+        awake = tuple(guard for guard in relays.guards if self._resting_guards.get(guard, now) <= now)
         if 0 < len(awake) < len(relays.guards):
             relays = relays.with_guards(awake)
-        beside = _beside(state, rules)
-        path = select_path(relays, rules, diversity=self.diversity, beside=beside, uniform=self._uniform)
+        resting = {relay for relay, until in self._resting.items() if until > now}
+        beside = _beside(state, rules, resting)
+        path = select_path(
+            relays,
+            rules,
+            diversity=self.diversity,
+            beside=beside,
+            uniform=self._uniform,
+        )
         if isinstance(path, NoPath):
             return path
         return tuple(Hop(relay.fingerprint, relay.nickname) for relay in path)
@@ -97,7 +124,7 @@ class Planner:
         return None if relay is None else relay.ports
 
 
-def _beside(state: SlotState, rules: PathRules) -> Beside:
+def _beside(state: SlotState, rules: PathRules, resting: Collection[str] = frozenset()) -> Beside:
     """The exits of the other circuits of the slot's key; where the policy names an exit, it counts always."""
     named = [
         (other.slot.name, other.slot.path[-1])
@@ -113,4 +140,5 @@ def _beside(state: SlotState, rules: PathRules) -> Beside:
     return Beside(
         exits=frozenset(exit_ for _, exit_ in exits),
         barred=frozenset(exit_ for name, exit_ in exits if name in rules.not_exit_of),
+        resting=resting,
     )

@@ -57,7 +57,7 @@ class Succession(Tiers):
         self._fitness.begin(circuit, now=now)
         circuit.exit_ports = self._builder.planner.exit_ports(circuit.path)
         predecessor, state.circuit, state.is_outdated = state.circuit, circuit, False
-        names = ", ".join(hop.nickname or hop.fingerprint[:8] for hop in circuit.path)
+        names = ", ".join(hop.label for hop in circuit.path)
         kind = Kind.CIRCUIT_ADOPTED if circuit.is_adopted else Kind.CIRCUIT_BUILT
         self._say(f"circuit {circuit.label} {what}: {names}", kind, circuit)
         if predecessor is not None:
