@@ -120,6 +120,22 @@ def test_a_histogram_has_each_class_with_all_below_it() -> None:
     assert values(driver, "connect_seconds_sum") == pytest.approx({"primary": 0.254, "backup": 70.25})
 
 
+def test_what_may_take_longer_than_a_connect_has_classes_as_far_as_it_may_last() -> None:
+    driver = balancing()
+    for told, longest in ((driver.pool.tally.waits, 100.0), (driver.pool.tally.builds, 60.0)):
+        told.observe(25.0)
+        told.observe(longest)
+
+    for name, longest in (("wait_seconds", 100.0), ("build_seconds", 60.0)):
+        of = {
+            float(sample.labels["le"]): sample.value
+            for sample in samples(driver)[f"circuitloom_{name}_bucket"]
+            if sample.labels["le"] != "+Inf"
+        }
+        known = of[20.0]
+        assert (of[30.0], of[longest]) == (known + 1, known + 2)
+
+
 def test_circuits_are_told_by_state_with_weights_and_guards() -> None:
     slots = Slot("a", weight=3), Slot("b"), Slot("spare", role=Role.BACKUP)
     driver = balancing(policy_of(*slots, eject=Eject(consecutive_failures=2)))
