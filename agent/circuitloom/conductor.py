@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -42,6 +43,7 @@ from circuitloom.rounds.types import (
     RecordOutcome,
     ReplaceCircuit,
     Result,
+    RoundCounts,
     RunHook,
     Served,
 )
@@ -94,6 +96,7 @@ class Conductor:
         self._timer: asyncio.TimerHandle | None = None
         self._problem = ""
         self._is_stopping = False
+        self._over: Counter[str] = Counter()
 
     # --- what the service calls ----------------------------------------------------------------------------
 
@@ -144,6 +147,16 @@ class Conductor:
             "running": [] if timetable is None else timetable.running,
             "waiting": 0 if timetable is None else timetable.waiting,
         }
+
+    def counts(self) -> RoundCounts:
+        """What the metrics show."""
+        timetable = self._timetable
+        return RoundCounts(
+            self._over,
+            running=len(self._hooks),
+            waiting=0 if timetable is None else timetable.waiting,
+            is_stopped=bool(self._problem),
+        )
 
     def answer(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
         """Rows of the ledger, for ``circuitloom rounds``."""
@@ -289,8 +302,10 @@ class Conductor:
                     )
                 case RecordOutcome():
                     self._ledger.record_outcome(action.intent, action.result)
+                    self._over[action.result.outcome] += 1
                 case RecordMissed():
                     self._ledger.record_missed(action, offset=offset)
+                    self._over[Outcome.MISSED] += action.count
         except LedgerError as error:
             if isinstance(action, RecordIntent):
                 self._handle(IntentNotRecorded(action.intent.key))

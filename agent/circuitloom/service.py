@@ -372,6 +372,7 @@ class Service:
             guards=self._pool.guards(),
             version=__version__,
             tor_version=self._link.tor_version,
+            rounds=self._conductor.counts(),
         )
 
     # --- reload and stop -----------------------------------------------------------------------------------
