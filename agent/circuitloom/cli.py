@@ -18,6 +18,7 @@ import json
 import logging
 import os
 import random
+import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -48,7 +49,7 @@ from circuitloom.rounds.listing import Reader, all_rows, export_csv, rounds_tabl
 from circuitloom.service import Service
 from circuitloom.session import connect_once
 from circuitloom.state import state_directory
-from circuitloom.status import explanation_text, plan_text, status_table
+from circuitloom.tables import WIDTH, explanation_text, plan_text, status_table
 from circuitloom.watching import watch
 
 EX_OSERR = 71
@@ -221,7 +222,7 @@ def _explain(options: argparse.Namespace) -> int:
         _admin_path(options),
         {"command": "explain", "stream": options.stream, "destinations": options.destinations},
     )
-    print(json.dumps(answer, indent=2) if options.json else explanation_text(answer))
+    print(json.dumps(answer, indent=2) if options.json else explanation_text(answer, width=_width()))
     return 0
 
 
@@ -240,9 +241,14 @@ def _status(options: argparse.Namespace) -> int:
     return 0
 
 
+def _width() -> int:
+    """Of the terminal, in columns; what is written elsewhere is as for the narrowest one."""
+    return max(WIDTH, shutil.get_terminal_size().columns) if sys.stdout.isatty() else WIDTH
+
+
 def _status_text(path: str, document: Mapping[str, Any]) -> str:
     try:
-        return status_table(document)
+        return status_table(document, width=_width())
     except (KeyError, TypeError):
         raise AdminError(f"{path}: what answers there is no circuitloom of this version") from None
 

@@ -11,18 +11,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from circuitloom import logs
+from circuitloom import logs, wire
 from circuitloom.errors import LedgerBusy, LedgerError, reason_of
 from circuitloom.hook import HookRun, Job, StillRuns, complaint, forget_locks, wall_offset
 from circuitloom.ledger import Ledger, page
-from circuitloom.model import Announce, CircuitId
+from circuitloom.model import Announce, CircuitId, CircuitStatus
 from circuitloom.policy.types import Policy
+from circuitloom.pool import Pool
 from circuitloom.rounds import Timetable
 from circuitloom.rounds.listing import PAGE_ROWS
 from circuitloom.rounds.types import (
@@ -41,9 +43,11 @@ from circuitloom.rounds.types import (
     RecordOutcome,
     ReplaceCircuit,
     Result,
+    RoundCounts,
     RunHook,
     Served,
 )
+from circuitloom.wire import Reply
 
 RETRY_SECONDS = 5.0
 """Between looks at a ledger that another agent serves, or that cannot be opened."""
@@ -92,6 +96,7 @@ class Conductor:
         self._timer: asyncio.TimerHandle | None = None
         self._problem = ""
         self._is_stopping = False
+        self._over: Counter[str] = Counter()
 
     # --- what the service calls ----------------------------------------------------------------------------
 
@@ -142,6 +147,16 @@ class Conductor:
             "running": [] if timetable is None else timetable.running,
             "waiting": 0 if timetable is None else timetable.waiting,
         }
+
+    def counts(self) -> RoundCounts:
+        """What the metrics show."""
+        timetable = self._timetable
+        return RoundCounts(
+            self._over,
+            running=len(self._hooks),
+            waiting=0 if timetable is None else timetable.waiting,
+            is_stopped=bool(self._problem),
+        )
 
     def answer(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
         """Rows of the ledger, for ``circuitloom rounds``."""
@@ -287,8 +302,10 @@ class Conductor:
                     )
                 case RecordOutcome():
                     self._ledger.record_outcome(action.intent, action.result)
+                    self._over[action.result.outcome] += 1
                 case RecordMissed():
                     self._ledger.record_missed(action, offset=offset)
+                    self._over[Outcome.MISSED] += action.count
         except LedgerError as error:
             if isinstance(action, RecordIntent):
                 self._handle(IntentNotRecorded(action.intent.key))
@@ -335,3 +352,42 @@ class Conductor:
                 self._open()
             elif not self._hooks and self._ledger is not None:
                 self._close_ledger()
+
+
+def served_circuits(pool: Pool, *, now: float) -> dict[str, Served]:
+    """What rounds know of each circuit that is BUILT, by name.
+
+    Args:
+        pool: The circuits.
+        now: The time (seconds of the pool's clock).
+    """
+    return {
+        name: Served(
+            name,
+            circuit.circuit_id,
+            circuit.path,
+            circuit.streams,
+            now - circuit.built_at,
+            pool.is_probed(circuit.circuit_id),
+        )
+        for name, circuit in pool.built().items()
+        if circuit.circuit_id is not None
+    }
+
+
+def ask_circuits(
+    send: Callable[[bytes, Callable[[Reply], None]], None], take: Callable[[frozenset[CircuitId]], None]
+) -> None:
+    """Ask Tor which circuits are BUILT.
+
+    Args:
+        send: Sends a command, if there is a connection. Without one the round waits for it: circuits are then
+            none, and are asked for anew.
+        take: Takes the answer.
+    """
+
+    def read(reply: Reply) -> None:
+        lines = wire.parse_circuits(reply.values().get("circuit-status", "")) if reply.is_ok else ()
+        take(frozenset(line.circuit_id for line in lines if line.status is CircuitStatus.BUILT))
+
+    send(wire.command("GETINFO", "circuit-status"), read)

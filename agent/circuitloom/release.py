@@ -11,12 +11,20 @@ reason, what is found waiting while the option is *not* set is asked for twice: 
 from __future__ import annotations
 
 import asyncio
+import logging
 
-from circuitloom import wire
-from circuitloom.errors import ControlRefused
+from circuitloom import logs, wire
+from circuitloom.errors import CircuitloomError, ControlRefused, ControlUnreachable
+from circuitloom.kinds import Kind
 from circuitloom.model import DOUBT_SECONDS, LEAVE_UNATTACHED, TOR_CHOOSES
-from circuitloom.session import Session, get_info
+from circuitloom.policy.types import TorControl
+from circuitloom.session import Session, connect_once, get_info
 from circuitloom.wire import Reply
+
+STOP_SECONDS = 4.0
+"""For giving back at the end; with the rest of a stop this stays below the 5 s that are promised."""
+
+_log = logging.getLogger(__name__)
 
 
 async def give_back(session: Session) -> int:
@@ -54,3 +62,35 @@ async def give_back(session: Session) -> int:
     # Replies come in order, so the answer to one more command comes after all of them.
     await get_info(session, "version")
     return handed
+
+
+async def give_back_at_stop(session: Session | None, tor: TorControl) -> bool:
+    """Give back over the connection there is, or over a new one when it was lost a moment ago.
+
+    Args:
+        session: That connection; None, or closed after a fault of our own: there is none.
+        tor: Where Tor is.
+
+    Returns:
+        Whether it was done within ``STOP_SECONDS``; else it is the guard's task.
+    """
+    try:
+        async with asyncio.timeout(STOP_SECONDS):
+            if session is None or not session.is_open:
+                session = await connect_once(tor)
+            try:
+                handed = await give_back(session)
+            finally:
+                session.close()
+    except ControlUnreachable:
+        _log.info("Tor is not there: nothing to give back")
+    except (CircuitloomError, TimeoutError) as error:
+        _log.error(
+            "could not give everything back (%s); run: circuitloom release",
+            error if str(error) else "time is up",
+        )
+    else:
+        about = logs.about(Kind.GIVEN_BACK)
+        _log.info("Tor assigns all streams again, %d waited", handed, extra=about)
+        return True
+    return False

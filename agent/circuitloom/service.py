@@ -5,7 +5,7 @@ Rules of this file:
 * It carries out what the pool says and tells the pool what happened; it decides nothing about streams.
 * Error policy by stage. Start: a bad policy or admin socket is fatal, an absent Tor is not. Reload: a faulty
   policy changes nothing. Running: a lost connection is tried again for ever. Stop: always gives back, within
-  ``STOP_SECONDS``.
+  ``release.STOP_SECONDS``.
 * The watchdog is fed when the link has a pulse: the loop has turned and, when connected, Tor has answered.
 """
 
@@ -18,16 +18,17 @@ import random
 import signal
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from circuitloom import __version__, logs, wire
+from circuitloom import __version__, logs
 from circuitloom.admin import AdminServer
 from circuitloom.adopting import adopt_circuit
-from circuitloom.conductor import Conductor, ConductorEvents
+from circuitloom.conductor import Conductor, ConductorEvents, ask_circuits, served_circuits
 from circuitloom.countries import Countries
 from circuitloom.directory import Directory
-from circuitloom.errors import CircuitloomError, ControlUnreachable, PolicyError
+from circuitloom.errors import PolicyError
 from circuitloom.kinds import Kind
 from circuitloom.link import RESERVED_OPTIONS, Link, LinkEvents
 from circuitloom.metrics import AgentCounts, Exporter, Reading
@@ -55,17 +56,12 @@ from circuitloom.policy import Policy, read_policy
 from circuitloom.pool import Pool
 from circuitloom.probe import Prober
 from circuitloom.recording.recorder import Recorder
-from circuitloom.release import give_back
-from circuitloom.rounds.types import Served
-from circuitloom.session import connect_once
+from circuitloom.release import give_back_at_stop
 from circuitloom.state import StateFile
 from circuitloom.status import event_document, status_document, status_line
 from circuitloom.systemd import Notifier, watchdog_seconds
 from circuitloom.tor_actions import TorActions
 from circuitloom.wire import ControlEvent, Reply
-
-STOP_SECONDS = 4.0
-"""For giving back at the end; with the rest of a stop this stays below the 5 s that are promised."""
 
 _log = logging.getLogger(__name__)
 
@@ -125,9 +121,9 @@ class Service:
         self._conductor = Conductor(
             state,
             ConductorEvents(
-                circuits=self._built_circuits,
+                circuits=lambda: served_circuits(self._pool, now=self._loop.time()),
                 is_ready=lambda: self._pool.is_ready,
-                ask_tor=self._ask_circuits,
+                ask_tor=partial(ask_circuits, self._send),
                 replace=self._replace_circuit,
             ),
         )
@@ -203,7 +199,10 @@ class Service:
             connecting.cancel()
             self._link.is_stopping = True
             self._save_state()
-            is_given_back, _ = await asyncio.gather(self._give_everything_back(), self._conductor.stop())
+            self._handle(StopRequested())
+            is_given_back, _ = await asyncio.gather(
+                give_back_at_stop(self._link.session, self._policy.tor), self._conductor.stop()
+            )
         finally:
             await self._prober.close()
             for task in tasks:
@@ -312,29 +311,6 @@ class Service:
 
     # --- what the rounds ask for ---------------------------------------------------------------------------
 
-    def _built_circuits(self) -> dict[str, Served]:
-        now = self._loop.time()
-        return {
-            name: Served(
-                name,
-                circuit.circuit_id,
-                circuit.path,
-                circuit.streams,
-                now - circuit.built_at,
-                self._pool.is_probed(circuit.circuit_id),
-            )
-            for name, circuit in self._pool.built().items()
-            if circuit.circuit_id is not None
-        }
-
-    def _ask_circuits(self, take: Callable[[frozenset[CircuitId]], None]) -> None:
-        def read(reply: Reply) -> None:
-            lines = wire.parse_circuits(reply.values().get("circuit-status", "")) if reply.is_ok else ()
-            take(frozenset(line.circuit_id for line in lines if line.status is CircuitStatus.BUILT))
-
-        # Without a connection the round waits for one: circuits are then none, and are asked for anew.
-        self._send(wire.command("GETINFO", "circuit-status"), read)
-
     def _replace_circuit(self, circuit_id: CircuitId) -> None:
         self._perform(self._pool.replace_circuit(circuit_id, now=self._loop.time()))
 
@@ -396,6 +372,7 @@ class Service:
             guards=self._pool.guards(),
             version=__version__,
             tor_version=self._link.tor_version,
+            rounds=self._conductor.counts(),
         )
 
     # --- reload and stop -----------------------------------------------------------------------------------
@@ -441,35 +418,6 @@ class Service:
         self._directory.apply(self._policy)
         about = logs.about(Kind.RELOADED)
         _log.info("reloaded %s: %d circuits", self._policy_path, len(policy.slots), extra=about)
-
-    async def _give_everything_back(self) -> bool:
-        """Give back over the connection we have, or over a new one when it was lost a moment ago.
-
-        Returns:
-            Whether it was done; else it is the guard's task.
-        """
-        self._handle(StopRequested())
-        try:
-            async with asyncio.timeout(STOP_SECONDS):
-                session = self._link.session
-                if session is None or not session.is_open:
-                    # After a fault of our own the loop has closed it.
-                    session = await connect_once(self._policy.tor)
-                try:
-                    handed = await give_back(session)
-                finally:
-                    session.close()
-                about = logs.about(Kind.GIVEN_BACK)
-                _log.info("Tor assigns all streams again, %d waited", handed, extra=about)
-                return True
-        except ControlUnreachable:
-            _log.info("Tor is not there: nothing to give back")
-        except (CircuitloomError, TimeoutError) as error:
-            _log.error(
-                "could not give everything back (%s); run: circuitloom release",
-                error if str(error) else "time is up",
-            )
-        return False
 
     def _on_task_done(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and task.exception() is not None:

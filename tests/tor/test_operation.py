@@ -52,3 +52,51 @@ def test_a_drain_stops_new_streams_and_loses_none_and_ready_and_weights_show_in_
         ids = circuit_ids(agent.wait_balancing(2))
         asyncio.run(run(agent))
         assert agent.stop() == 0
+
+
+def test_a_fresh_circuit_starts_slowly_and_has_its_whole_share_in_the_end(
+    client: TorClient, echo: EchoServer, tmp_path: Path
+) -> None:
+    policy = policy_text(
+        client.control_socket,
+        tmp_path,
+        circuits="[{name: primary}, {name: backup}]",
+        balance="{algorithm: weighted-round-robin}",
+        more="health: {slow_start: 15s}",
+    )
+
+    async def open_and_close() -> None:
+        opened = await open_many(
+            SocksProxy(client.socks_port), (LOOPBACK, echo.port), count=40, concurrency=20
+        )
+        assert opened.failures == []
+        await opened.close()
+
+    def shares(witness: Witness) -> Counter[str]:
+        before = witness.first_circuits()
+        asyncio.run(open_and_close())
+        return witness.first_circuits() - before
+
+    def wait_until_whole(agent: Agent) -> None:
+        agent.wait_until(
+            lambda status: all(circuit["weight_factor"] == 1 for circuit in status["circuits"]),
+            "whole weights",
+            seconds=40.0,
+        )
+
+    with Agent(tmp_path, policy) as agent, Witness(client) as witness:
+        ids = circuit_ids(agent.wait_balancing(2))
+        # Those that begin together share as ever.
+        assert shares(witness) == {ids["primary"]: 20, ids["backup"]: 20}
+        wait_until_whole(agent)
+        assert agent.command("rotate", "primary", "--socket", str(agent.socket_path)).returncode == 0
+        status = agent.wait_until(
+            lambda status: circuit_ids(status).get("primary") not in {None, ids["primary"]}, "replaced"
+        )
+        fresh = circuit_ids(status)["primary"]
+        taken = shares(witness)
+        assert 0 < taken[fresh] < 13
+        assert taken[fresh] + taken[ids["backup"]] == 40
+        wait_until_whole(agent)
+        assert shares(witness) == {fresh: 20, ids["backup"]: 20}
+        assert agent.stop() == 0

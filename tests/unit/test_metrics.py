@@ -18,7 +18,9 @@ from circuitloom.metrics.catalogue import METRICS
 from circuitloom.metrics.exposition import text_slices
 from circuitloom.metrics.server import MAX_CLIENTS, MAX_REQUEST_BYTES, MetricsServer
 from circuitloom.policy import check_policy
+from circuitloom.policy.rotation import Rotation
 from circuitloom.policy.types import Eject, Isolation, Role, Slot
+from circuitloom.rounds.types import Outcome, RoundCounts
 from unit.pool_driver import Driver, balancing, closed, isolating, opened, policy_of, sent
 from unit.test_pool_eject import eject
 
@@ -26,12 +28,21 @@ README = Path(__file__).parents[2] / "README.md"
 BEGIN, END = "<!-- made from the catalogue of metrics -->\n", "<!-- end -->\n"
 
 
+NO_ROUNDS = RoundCounts()
+
+
 def with_table(readme: str) -> str:
     before, _, rest = readme.partition(BEGIN)
     return f"{before}{BEGIN}{catalogue.table()}{END}{rest.partition(END)[2]}"
 
 
-def text(driver: Driver, counts: AgentCounts | None = None, *, agent: str | None = None) -> str:
+def text(
+    driver: Driver,
+    counts: AgentCounts | None = None,
+    *,
+    agent: str | None = None,
+    rounds: RoundCounts = NO_ROUNDS,
+) -> str:
     reading = Reading(
         driver.snapshot(),
         driver.pool.tally,
@@ -39,6 +50,7 @@ def text(driver: Driver, counts: AgentCounts | None = None, *, agent: str | None
         driver.pool.guards(),
         version="9.9",
         tor_version="0.4.9.11",
+        rounds=rounds,
     )
     return b"".join(text_slices(reading, agent=agent)).decode()
 
@@ -164,6 +176,30 @@ def test_what_happened_to_the_agent_is_told() -> None:
     assert value("decision_seconds_count") == 5
     assert value("resident_memory_bytes") > 1 << 20
     assert 3 <= value("open_fds") < value("max_fds")
+
+
+def test_rotations_are_told_by_circuit() -> None:
+    driver = balancing(policy_of("a", "b", rotation=Rotation(max_streams_total=2)))
+    for number in (1, 2, 3):
+        driver.tell(*opened(number))
+
+    assert values(driver, "rotations_total") == {"a": 1, "b": 0}
+
+
+def test_rounds_are_told_by_outcome() -> None:
+    rounds = RoundCounts({Outcome.DONE: 7, Outcome.MISSED: 2}, running=1, waiting=3, is_stopped=True)
+
+    told = text(balancing(), rounds=rounds)
+
+    for line in (
+        'rounds_total{outcome="done"} 7.0',
+        'rounds_total{outcome="failed"} 0.0',
+        'rounds_total{outcome="missed"} 2.0',
+        "rounds_running 1.0",
+        "rounds_waiting 3.0",
+        "rounds_stopped 1.0",
+    ):
+        assert f"circuitloom_{line}\n" in told
 
 
 def test_labels_hold_no_user_key_or_destination() -> None:

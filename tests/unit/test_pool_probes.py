@@ -556,6 +556,9 @@ def test_a_circuit_that_falls_takes_no_streams_until_it_has_risen() -> None:
 
     assert driver.states() == {"a": "down", "b": "built"}
     assert commands == ["EXTENDCIRCUIT 0; a"]
+    tallies = driver.pool.tally.circuits
+    assert (tallies["a"].checks_passed, tallies["a"].checks_failed) == (0, edge.probed.count("30"))
+    assert (tallies["b"].checks_passed, tallies["b"].checks_failed) == (edge.probed.count("31"), 0)
     for stream_id in (8, 9):
         assert driver.tell(*opened(stream_id, user="alice", password="pw")) == [  # noqa: S106
             f"ATTACHSTREAM {stream_id} 31; b"

@@ -10,7 +10,8 @@ import pytest
 from circuitloom.policy import check_policy
 from circuitloom.policy.health import Degrade
 from circuitloom.policy.types import Eject
-from circuitloom.status import status_document, status_table
+from circuitloom.status import status_document
+from circuitloom.tables import status_table
 from unit.pool_driver import Driver, balancing, closed, opened, policy_of, sent
 
 slowly = partial(policy_of, slow_start_seconds=10.0)

@@ -114,6 +114,27 @@ def test_rounds_alternate_until_their_number_and_are_listed(
     assert not list(state.glob("*-shm"))
 
 
+def test_what_became_of_rounds_is_in_the_metrics(rounds_policy: Path) -> None:
+    textfile = rounds_policy.parent / "metrics.prom"
+    with rounds_policy.open("a") as file:
+        file.write(f"metrics: {{textfile: {textfile}, interval: 1s}}\n")
+
+    def told() -> str:
+        return textfile.read_text() if textfile.exists() else ""
+
+    def script() -> None:
+        wait_until(lambda: 'circuitloom_rounds_total{outcome="done"} 4.0' in told())
+        for line in (
+            'rounds_total{outcome="failed"} 0.0',
+            "rounds_running 0.0",
+            "rounds_waiting 0.0",
+            "rounds_stopped 0.0",
+        ):
+            assert f"circuitloom_{line}\n" in told()
+
+    assert serve(rounds_policy, script) == 0
+
+
 def test_a_circuit_that_tor_does_not_know_any_more_is_not_served(
     rounds_policy: Path, fake: FakeControlPort
 ) -> None:

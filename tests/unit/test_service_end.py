@@ -81,7 +81,7 @@ def test_a_stop_without_any_tor_is_quiet(policy_path: Path, log: pytest.LogCaptu
 def test_a_stop_is_bounded_when_tor_hangs(
     policy_path: Path, fake: FakeControlPort, log: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("circuitloom.service.STOP_SECONDS", 0.3)
+    monkeypatch.setattr("circuitloom.release.STOP_SECONDS", 0.3)
 
     def script() -> None:
         fake.wait_for(TAKE_OVER)

@@ -16,7 +16,8 @@ from circuitloom.policy.probing import Probe
 from circuitloom.policy.types import Failover, Health, Policy, Slot, UnixAddress, WhenNone
 from circuitloom.pool import CircuitSnapshot, Histogram, PoolSnapshot
 from circuitloom.pool.snapshot import ProbeSnapshot
-from circuitloom.status import event_document, explanation_text, status_document, status_line, status_table
+from circuitloom.status import event_document, status_document, status_line
+from circuitloom.tables import explanation_text, status_table
 
 POLICY = Policy((Slot("primary", weight=3), Slot("standby")))
 
@@ -260,6 +261,55 @@ def test_the_table_fits_80_columns_with_names_and_counts_of_a_busy_day() -> None
     assert "10.0M" in lines[5]
     assert "10.0s" in lines[5]
     assert lines[8].endswith("adopted  AnUnnamedRela\u2026 > AAAAAAAA > gamma (??)")
+
+
+def test_what_is_too_wide_is_cut_or_goes_on_in_the_next_line() -> None:
+    """With several keys, probes and long names, and whole on a terminal that is wide enough."""
+    connects = Histogram()
+    connects.observe(0.5)
+    name = "measurement-of-germany-number-"
+    circuits = [
+        circuit(
+            f"{name}{number}",
+            "draining",
+            circuit_id="12345",
+            streams=256,
+            attached_total=9_999_999,
+            failed_total=123_456,
+            age_seconds=86400.0 * 9,
+            key=key,
+            path=("AnUnnamedRelayOfTor", "A" * 40, "gamma"),
+            exit_fingerprint="D" * 40,
+            is_adopted=True,
+            connects=connects,
+            probe=ProbeSnapshot("down", "passed", 1, 2.0, ""),
+        )
+        for number, key in ((1, 0), (2, 1234))
+    ]
+    policy = Policy(POLICY.slots, health=Health(probe=Probe(UnixAddress("/s"), ("a:1",))))
+    shown = status_document(
+        snapshot("balancing", *circuits),
+        policy,
+        reason="a reason",
+        tor_version="0.4.9.11",
+        guard_pid=None,
+        country_of=lambda _: "de",
+    )
+
+    assert status_table(shown).splitlines()[3:12] == [
+        "CIRCUIT            KEY STATE      AGE OPEN TOTAL FAILED SHARE WEIGHT   P50   P99",
+        "measurem\u2026number-1    0 draining 9d00h  256 10.0M 123456 75.1%  75.0% 400ms 498ms",
+        "measurem\u2026number-2 1234 draining 9d00h  256 10.0M 123456 75.1%  75.0% 400ms 498ms",
+        "",
+        "CIRCUIT              KEY    ID ROLE    PROBE          PATH (COUNTRY OF ITS EXIT)",
+        "measureme\u2026-number-1    0 12345 adopted down, 1 passed AnUnnamedRela\u2026 > AAAAAAAA",
+        "                                                      > gamma (de)",
+        "measureme\u2026-number-2 1234 12345 adopted down, 1 passed AnUnnamedRela\u2026 > AAAAAAAA",
+        "                                                      > gamma (de)",
+    ]
+    wide = status_table(shown, width=200)
+    assert f"{name}1     0  draining  9d00h" in wide
+    assert "down, 1 passed  AnUnnamedRela\u2026 > AAAAAAAA > gamma (de)" in wide
 
 
 def test_a_tor_whose_version_is_unknown() -> None:

@@ -43,6 +43,10 @@ _METRICS = (
     Metric("builds_total", "counter", "Builds that ended: built, failed", ("circuit", "outcome")),
     Metric("build_seconds", "histogram", "From asking Tor for a circuit to BUILT"),
     Metric("ejections_total", "counter", "How often a circuit took no streams for a while", ("circuit",)),
+    Metric(
+        "rotations_total", "counter", "How often a circuit was replaced for its age or its use", ("circuit",)
+    ),
+    Metric("probes_total", "counter", "Checks of a circuit: passed, failed", ("circuit", "outcome")),
     Metric("guards", "gauge", "Different first relays of the built circuits"),
     Metric("guard_circuits_max", "gauge", "How many built circuits share the most used one of them"),
     Metric("keys", "gauge", "Isolation keys that have circuits"),
@@ -65,6 +69,15 @@ _METRICS = (
     Metric(
         "decision_seconds", "histogram", "From reading that a stream waits to the command that attaches it"
     ),
+    Metric(
+        "rounds_total",
+        "counter",
+        "Rounds of circuits that are over: done, failed, unknown, missed",
+        ("outcome",),
+    ),
+    Metric("rounds_running", "gauge", "Hooks that run now"),
+    Metric("rounds_waiting", "gauge", "Rounds that wait for a circuit, or to be tried again"),
+    Metric("rounds_stopped", "gauge", "1 while something keeps all rounds from going on, else 0"),
     Metric("cpu_seconds_total", "counter", "CPU time of the agent"),
     Metric("resident_memory_bytes", "gauge", "Memory of the agent"),
     Metric("open_fds", "gauge", "File descriptors it has open"),

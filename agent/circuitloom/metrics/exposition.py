@@ -20,6 +20,7 @@ from prometheus_client.metrics_core import Metric as Family
 from circuitloom.metrics.catalogue import CIRCUIT_STATES, METRICS
 from circuitloom.metrics.reading import Reading
 from circuitloom.pool import Attachment, Histogram
+from circuitloom.rounds.types import Outcome
 
 __all__ = ["text_slices"]
 
@@ -98,7 +99,7 @@ def _buckets(histogram: Histogram) -> list[tuple[str, float]]:
 
 def _plain_values(reading: Reading) -> dict[str, Values]:
     """Whatever is not told for each circuit."""
-    snapshot, tally, counts = reading.snapshot, reading.tally, reading.counts
+    snapshot, tally, counts, rounds = reading.snapshot, reading.tally, reading.counts, reading.rounds
     states = Counter(circuit.state for circuit in snapshot.circuits)
     plain: dict[str, Value] = {
         "exported_timestamp_seconds": time.time(),
@@ -119,6 +120,9 @@ def _plain_values(reading: Reading) -> dict[str, Values]:
         "streams_queued": snapshot.streams_queued,
         "wait_seconds": tally.waits,
         "decision_seconds": counts.decisions,
+        "rounds_running": rounds.running,
+        "rounds_waiting": rounds.waiting,
+        "rounds_stopped": rounds.is_stopped,
     }
     values: dict[str, Values] = {name: [((), value)] for name, value in (plain | _process()).items()}
     values["info"] = [((reading.version, reading.tor_version, snapshot.algorithm), 1)]
@@ -128,6 +132,7 @@ def _plain_values(reading: Reading) -> dict[str, Values]:
         (("applied",), counts.reloads_applied),
         (("refused",), counts.reloads_refused),
     ]
+    values["rounds_total"] = [((outcome,), rounds.over.get(outcome, 0)) for outcome in Outcome]
     return {f"circuitloom_{name}": value for name, value in values.items()}
 
 
@@ -148,6 +153,12 @@ def _values_by_circuit(reading: Reading) -> dict[str, Values]:
         "attachments_total": (((name,), circuit.attached) for name, circuit in circuits.items()),
         "connect_seconds": (((name,), circuit.connects) for name, circuit in circuits.items()),
         "ejections_total": (((name,), circuit.ejections) for name, circuit in circuits.items()),
+        "rotations_total": (((name,), circuit.rotations) for name, circuit in circuits.items()),
+        "probes_total": (
+            ((name, outcome), count)
+            for name, circuit in circuits.items()
+            for outcome, count in (("passed", circuit.checks_passed), ("failed", circuit.checks_failed))
+        ),
         "streams_total": (
             ((name, outcome), count)
             for name, circuit in circuits.items()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from circuitloom.pool import Histogram, PoolSnapshot, Tally
+from circuitloom.rounds.types import RoundCounts
 
 DECISION_BOUNDS_SECONDS = (0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 
@@ -43,6 +44,7 @@ class Reading:
         guards: How many built circuits begin at each first relay, the most first.
         version: Of the agent.
         tor_version: As Tor told it; empty before.
+        rounds: What has become of rounds.
     """
 
     snapshot: PoolSnapshot
@@ -51,3 +53,4 @@ class Reading:
     guards: tuple[int, ...]
     version: str
     tor_version: str
+    rounds: RoundCounts = field(default_factory=RoundCounts)

@@ -307,6 +307,11 @@ class Probes:
         self._schedule(circuit, checkup, due)
         if circuit.state is not CircuitState.BUILT or verdict is Verdict.VOID:
             return
+        tally = circuit.slot.tally
+        if verdict is Verdict.PASSED:
+            tally.checks_passed += 1
+        else:
+            tally.checks_failed += 1
         owner = circuit.slot.owner
         if checkup.is_down and owner.take_down(circuit):
             failed = "its last probe" if rule.fall == 1 else f"{rule.fall} probes in a row"

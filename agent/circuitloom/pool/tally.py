@@ -108,6 +108,9 @@ class CircuitTally:
         built: Circuits that were BUILT.
         build_failures: Circuits that were not.
         ejections: How often one took no streams for a while.
+        rotations: How often one was replaced for its age or its use.
+        checks_passed: Probes of one, each of as many streams as it took.
+        checks_failed: The same, of those that found it wanting.
     """
 
     attached: int = 0
@@ -117,6 +120,9 @@ class CircuitTally:
     built: int = 0
     build_failures: int = 0
     ejections: int = 0
+    rotations: int = 0
+    checks_passed: int = 0
+    checks_failed: int = 0
 
 
 @dataclass(slots=True)

@@ -117,6 +117,23 @@ class Result:
         return not self.has_run or (self.answer is not None and self.answer.get("retry") is False)
 
 
+@dataclass(frozen=True, slots=True)
+class RoundCounts:
+    """What has become of rounds since the agent started, and how they are.
+
+    Attributes:
+        over: Those of circuits that are over, by outcome.
+        running: Hooks that run.
+        waiting: Those that are due and wait.
+        is_stopped: Whether something keeps all of them from going on.
+    """
+
+    over: Mapping[str, int] = field(default_factory=dict)
+    running: int = 0
+    waiting: int = 0
+    is_stopped: bool = False
+
+
 # --- what happened -----------------------------------------------------------------------------------------
 
 
