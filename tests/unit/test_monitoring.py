@@ -203,11 +203,11 @@ def test_what_is_shown_as_it_is_now_is_never_an_older_value() -> None:
         assert defaults(panel)["noValue"], panel["title"]
 
 
-def test_a_number_is_red_for_a_reason_of_ours() -> None:
+def test_a_number_is_red_for_a_reason_of_ours_and_none_at_all_is_not() -> None:
     """Without thresholds of a panel's own Grafana makes every number from 80 on red."""
     for panel in panels_of("stat"):
         first, *others = defaults(panel)["thresholds"]["steps"]
-        assert first["value"] is None, panel["title"]
+        assert first == {"color": "text", "value": None}, panel["title"]
         assert [step["value"] for step in others] == sorted(step["value"] for step in others)
 
 
