@@ -171,6 +171,33 @@ def test_wrong_arguments_are_one_line_and_64(run: Run, arguments: tuple[str, ...
     assert ran.err.endswith("--help\n")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("status --nonsense", "circuitloom status: unrecognized arguments: --nonsense"),
+        ("check a b", "circuitloom check: unrecognized arguments: b"),
+        ("weight a x", "circuitloom weight: argument N: must be a number from 1 to 1000"),
+        ("weight a 0", "circuitloom weight: argument N: must be a number from 1 to 1000"),
+        ("demo --seconds -1", "circuitloom demo: argument --seconds: must be a number from 1 to 3600"),
+        ("demo --seconds nan", "circuitloom demo: argument --seconds: must be a number from 1 to 3600"),
+        ("demo --relays 0", "circuitloom demo: argument --relays: must be a number from 1 to 50"),
+        ("demo --relays 1000", "circuitloom demo: argument --relays: must be a number from 1 to 50"),
+    ],
+)
+def test_a_wrong_argument_is_the_command_s_before_anything_is_begun(
+    run: Run, arguments: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def begin(_options: object) -> int:
+        raise AssertionError("it has begun")
+
+    for name in ("demo", "order"):
+        monkeypatch.setitem(cli._COMMANDS, name, begin)
+    ran = run(*arguments.split())
+
+    assert (ran.code, ran.out) == (64, "")
+    assert ran.err == f"{said}; see {said.partition(':')[0]} --help\n"
+
+
 def test_an_unknown_command_as_a_program() -> None:
     ran = program("nonsense")
 
