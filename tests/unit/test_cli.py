@@ -268,6 +268,36 @@ def test_a_reader_that_has_seen_enough_is_no_failure() -> None:
     assert err == b""
 
 
+def test_a_full_disk_under_the_output_is_one_line() -> None:
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "circuitloom", "schema"],
+            check=False,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=30,
+        )
+
+    assert done.returncode == 74
+    assert done.stderr == "circuitloom: the output cannot be written: No space left on device\n"
+
+
+@pytest.mark.parametrize("descriptor", [0, 1, 2])
+def test_a_closed_standard_stream_is_nowhere(descriptor: int) -> None:
+    ends = "<" if descriptor == 0 else ">"
+    done = subprocess.run(
+        ["/bin/sh", "-c", f'exec "$0" -m circuitloom schema {descriptor}{ends}&-', sys.executable],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+
+    assert (done.returncode, done.stderr) == (0, "")
+    assert bool(done.stdout) == (descriptor != 1)
+
+
 def test_what_a_terminal_cannot_show_is_escaped(short_path: Path) -> None:
     path = short_path / "p.yaml"
     path.write_text("version: 1\ncircuits: [{name: \u56de\u8def}]\n", encoding="utf-8")
