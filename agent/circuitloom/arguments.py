@@ -37,11 +37,12 @@ _DURATION = re.compile("[0-9]{1,6}(ms|s|m|h)", re.ASCII)
 
 _EPILOG = """\
 exit codes (sysexits.h):
-  0  done                              71  no file descriptor is left
-  64 wrong arguments                   73  a socket or file cannot be made
-  65 a recording makes no sense        74  ledger unreadable, output unwritable
+  0  done                              73  a socket or file cannot be made
+  64 wrong arguments                   74  ledger unreadable, output unwritable
+  65 a recording makes no sense        76  what answers is no Tor
   69 Tor or the agent does not answer  77  Tor, or the file system, refuses us
   70 a fault of circuitloom            78  the policy has faults
+  71 no file descriptor is left
 
 A first try, without touching this machine's Tor:   circuitloom demo
 """

@@ -128,8 +128,7 @@ class LiveView:
         reason = status["reason"].removeprefix(f"{status['state']} ")
         elapsed_seconds = min(findings.elapsed_seconds, findings.seconds)
         return Group(
-            Text(f"\n {status['state'].upper()}", style=style)
-            + Text(f"  {reason}", style="default"),
+            Text(f"\n {status['state'].upper()}", style=style) + Text(f"  {reason}", style="default"),
             Text(""),
             self._table(findings),
             Text(f"\n {_rates(findings)}"),
