@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -467,3 +468,29 @@ def test_an_interrupted_command_is_130_without_a_word(
     ran = run("check", str(policy))
 
     assert (ran.code, ran.out, ran.err) == (130, "", "")
+
+
+INTERRUPTED_WHILE_LOADING = """
+import os, runpy, signal, sys
+
+class Finder:
+    def find_spec(self, name, path, target=None):
+        if name == "circuitloom.service":
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Finder())
+sys.argv = ["circuitloom", "schema"]
+runpy.run_module("circuitloom", run_name="__main__")
+"""
+
+
+def test_a_command_interrupted_while_it_is_loaded_ends_without_a_word() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED_WHILE_LOADING],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
