@@ -412,8 +412,8 @@ def test_bad_questions_for_rows(rounds_policy: Path, fake: FakeControlPort, requ
 def test_no_ledger_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["rounds", "--state", str(tmp_path)]) == 74
     assert (
-        capsys.readouterr().err
-        == f"circuitloom: ledger {tmp_path}/rounds.sqlite: No such file or directory\n"
+        capsys.readouterr().err == f"circuitloom: ledger {tmp_path}/rounds.sqlite: there is none: "
+        "no agent has run rounds with this state directory\n"
     )
 
 
