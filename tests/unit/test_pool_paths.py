@@ -134,6 +134,18 @@ def test_a_guard_that_no_circuit_reaches_rests_and_is_tried_again(kind: str) -> 
     assert firsts == ("AAA" + "A" * 8 if kind else "AAAFFFAAAAA")
 
 
+def test_a_guard_rests_only_where_another_one_leads_to_the_exit() -> None:
+    """The policy leaves the circuit one of Tor's guards, however often that one fails."""
+    rules = one_exit("E", avoid=RelayRule(fingerprints=frozenset({"F" * 40})))
+    policy = policy_of(slot("u", rules), rebuild=Rebuild(10.0, 10.0, 0.0))
+    driver, asked = driven(policy, snapshot(*(Made(letter) for letter in "ABCDEF"), guards="AF"))
+    for number in range(30, 35):
+        assert [letters(command)[0] for command in asked] == ["A"]
+        driver.reply_to_build(f"250 EXTENDED {number}")
+        driver.tell(f"CIRC {number} FAILED REASON=CHANNEL_CLOSED")
+        asked = driver.wait(10.0)
+
+
 def test_a_relay_that_a_circuit_did_not_get_to_rests_while_there_is_another() -> None:
     """Even where chance alone would take no other."""
     relays = snapshot(*(Made(letter, bandwidth=int(letter in "AB")) for letter in "ABCDEF"), guards="A")
