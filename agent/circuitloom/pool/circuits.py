@@ -361,7 +361,10 @@ class Circuits(Succession):
                 state.retry_at = None
             if is_moved and state.building is not None:
                 self._builder.unwant(state)
-            if is_moved and state.circuit is not None:
+            if state.circuit is not None and (
+                is_moved or (state.circuit.wear.is_spent and not self.is_expiring)
+            ):
+                # One that was spent on its way out got no successor.
                 state.is_outdated = True
         for name, state in old.items():
             self._builder.unwant(state)
