@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from circuitloom.model import Disconnected
-from circuitloom.policy.types import Algorithm, Role, Slot, WhenNone
+from circuitloom.policy.types import Adopt, Algorithm, Role, Slot, WhenNone
+from circuitloom.pool.builder import MAX_PARALLEL_BUILDS
 from unit.pool_driver import GIVE_BACK, TAKE_OVER, Driver, balancing, built, opened, policy_of
 
 ONLY = policy_of("only")
@@ -105,6 +106,17 @@ def test_another_path_for_a_circuit_under_way_starts_over() -> None:
         "CLOSECIRCUIT 30 IfUnused",
         f"EXTENDCIRCUIT 0 {fixed}; primary",
     ]
+
+
+def test_a_circuit_whose_turn_has_not_come_and_that_others_have_to_build_now_is_not_built() -> None:
+    names = [f"n{number}" for number in range(MAX_PARALLEL_BUILDS + 1)]
+    driver = Driver(policy_of(*names))
+    assert len(driver.connect()) == MAX_PARALLEL_BUILDS
+
+    driver.reload(policy_of(*names[:-1], Slot(names[-1], adopt=Adopt())))
+
+    commands = driver.build(*range(30, 30 + MAX_PARALLEL_BUILDS))
+    assert [command for command in commands if command.startswith("EXTENDCIRCUIT")] == []
 
 
 def test_the_outdated_circuit_s_end_does_not_start_a_second_build() -> None:

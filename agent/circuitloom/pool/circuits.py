@@ -358,8 +358,6 @@ class Circuits(Succession):
             if is_moved:
                 # How the old path failed says nothing of the new one.
                 state.failures = 0
-                state.retry_at = None
-            if is_moved and state.building is not None:
                 self._builder.unwant(state)
             if state.circuit is not None and (
                 is_moved or (state.circuit.wear.is_spent and not self.is_expiring)
