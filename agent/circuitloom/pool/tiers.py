@@ -89,16 +89,20 @@ class Tiers:
     @property
     def is_usable(self) -> bool:
         """Whether at least one circuit that may serve is BUILT, full or not."""
-        return self.active_built > 0 or (self.backups_serve and self.backup_built > 0) or bool(self._outgoing)
+        return (
+            self.active_built > 0
+            or (self.backups_serve and self.backup_built > 0)
+            or any(name not in self.drained for name in self._outgoing)
+        )
 
     def is_usable_among(self, names: frozenset[str] | None, target: str = "") -> bool:
         """Whether one of these circuits (None: of all) may serve a stream to a target, full or not."""
         refusing = self.refusing(target)
         if refusing:
-            serving = frozenset((*self.slots, *self._outgoing)).difference(self.drained)
-            names = (serving if names is None else names) - refusing
+            names = (frozenset((*self.slots, *self._outgoing)) if names is None else names) - refusing
         if names is None:
             return self.is_usable
+        names = names.difference(self.drained)
         return any(
             (state := self.slots.get(name)) is not None
             and state.circuit is not None
