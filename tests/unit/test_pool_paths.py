@@ -106,6 +106,19 @@ def test_where_no_relay_fits_the_log_says_why_once_an_attempt_and_others_are_bui
     assert [letters(command) for command in driver.wait(2.0)] == ["AB9"]
 
 
+def test_a_reload_that_avoids_a_country_waits_until_it_is_known_which_relays_are_there() -> None:
+    """The agent asks Tor for countries only when a policy needs them."""
+    relays = [Made(letter) for letter in "ABCDEF"]
+    driver, asked = driven(policy_of(slot("u", one_exit("F"))), snapshot(*relays, guards="A"))
+    driver.build_as_asked(asked[0], 30)
+    avoided = one_exit("F", avoid=RelayRule(countries=frozenset({"us"})))
+
+    assert driver.reload(policy_of(slot("u", avoided))) == []
+    countries = {"B": "us", "C": "us", "D": "us", "E": "de"}
+    (command,) = driver.learn(snapshot(*relays, guards="A", countries=countries))
+    assert letters(command) == "AEF"
+
+
 def test_a_path_that_failed_is_selected_anew_and_at_once_when_another_circuit_is_built() -> None:
     driver, _ = driven(policy_of(slot("chosen"), "auto"))
     driver.reply_to_build("250 EXTENDED 30")
