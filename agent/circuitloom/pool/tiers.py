@@ -395,6 +395,10 @@ class Tiers:
         self._refusals.forget()
         built = [state.circuit for state in self.slots.values() if state.circuit and self._counts(state)]
         back = self._ejector.keep(built)
+        for circuit in built:
+            if circuit.checkup is not None and circuit.checkup.is_down:
+                # Another rule of ejection, or the end of a drain, makes it no better.
+                self._ejector.hold(circuit)
         roles = [circuit.slot.slot.role for circuit in built if circuit not in self._ejector.out]
         self.active_built = roles.count(Role.ACTIVE)
         self.backup_built = roles.count(Role.BACKUP)
