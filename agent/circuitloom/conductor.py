@@ -139,11 +139,11 @@ class Conductor:
         if self._policy is None or self._policy.rounds is None:
             return None
         timetable = self._timetable
-        deadline = timetable.next_deadline() if timetable is not None else None
+        due = None if timetable is None else timetable.next_due
         return {
             "problem": self._problem or None,
             "next_round": None if timetable is None or timetable.is_over else timetable.next_round,
-            "next_in_seconds": None if deadline is None else round(max(0.0, deadline - self._loop.time()), 3),
+            "next_in_seconds": None if due is None else round(max(0.0, due - self._loop.time()), 3),
             "running": [] if timetable is None else timetable.running,
             "waiting": 0 if timetable is None else timetable.waiting,
         }

@@ -114,6 +114,19 @@ def test_rounds_alternate_until_their_number_and_are_listed(
     assert not list(state.glob("*-shm"))
 
 
+def test_a_run_that_is_asked_again_is_not_the_next_round(rounds_policy: Path) -> None:
+    hook(rounds_policy.parent, "kill -9 $$")
+    change_policy(rounds_policy, "interval: 300ms", "interval: 10m")
+    told = []
+
+    def is_over() -> bool:
+        told.append(status(rounds_policy)["rounds"])
+        return outcomes(rounds_policy) == [(1, "primary", "unknown")]
+
+    assert serve(rounds_policy, lambda: wait_until(is_over)) == 0
+    assert all(rounds["next_in_seconds"] > 500 for rounds in told if rounds["next_round"] == 2)
+
+
 def test_what_became_of_rounds_is_in_the_metrics(rounds_policy: Path) -> None:
     textfile = rounds_policy.parent / "metrics.prom"
     with rounds_policy.open("a") as file:
