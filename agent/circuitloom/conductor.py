@@ -181,7 +181,9 @@ class Conductor:
 
     def _open(self) -> None:
         """Open the ledger and make a timetable of it; try again later if that cannot be done now."""
-        self._timer = None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         if self._policy is None or self._policy.rounds is None or self._hooks:
             return
         if self._directory is None:

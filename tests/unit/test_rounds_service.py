@@ -9,6 +9,7 @@ import os
 import sqlite3
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -367,6 +368,34 @@ def test_a_ledger_of_another_agent_is_waited_for(
 
     assert serve(rounds_policy, script) == 0
     assert log.text.count("another circuitloom serves it") == 1
+
+
+def test_a_reload_that_can_open_the_ledger_ends_the_wait_for_it(
+    rounds_policy: Path, state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else it would be opened a second time, with a timetable that knows nothing of the first one."""
+    monkeypatch.setattr("circuitloom.conductor.RETRY_SECONDS", 0.5)
+    change_policy(rounds_policy, "interval: 300ms", "interval: 10m")
+    opened = []
+
+    class Counted(Ledger):
+        def __init__(self, directory: Path) -> None:
+            opened.append(directory)
+            super().__init__(directory)
+
+    monkeypatch.setattr("circuitloom.conductor.Ledger", Counted)
+    (state / FILE_NAME).mkdir()
+
+    def script() -> None:
+        wait_until(lambda: status(rounds_policy)["rounds"]["problem"])
+        (state / FILE_NAME).rmdir()
+        opened.clear()
+        ask(f"{rounds_policy.parent}/admin.sock", {"command": "reload"})
+        wait_until(lambda: outcomes(rounds_policy) == [(1, "primary", "done")])
+        time.sleep(0.7)
+
+    assert serve(rounds_policy, script) == 0
+    assert opened == [state]
 
 
 def test_a_ledger_that_breaks_under_way_is_told_and_opened_anew(
