@@ -232,10 +232,7 @@ class Tiers:
 
     def readmit_due(self, *, now: float) -> None:
         """Those whose time is over take streams again."""
-        back = self._ejector.due(now=now)
-        for circuit in back:
-            self._fitness.begin(circuit, now=now)
-        self._readmit(back)
+        self._readmit(self._ejector.due(now=now))
 
     def ejected_until(self, circuit: Circuit) -> float | None:
         """When a circuit that is out takes streams again (seconds of the pool's clock).
@@ -291,6 +288,7 @@ class Tiers:
 
     def _readmit(self, circuits: Iterable[Circuit]) -> None:
         for circuit in circuits:
+            self._fitness.begin(circuit, now=self._rotation.now)
             self._tiers_changed(circuit.slot, +1)
             self._offer(circuit)
             self._say(f"circuit {circuit.label} takes streams again", Kind.CIRCUIT_READMITTED, circuit)
@@ -402,6 +400,8 @@ class Tiers:
         roles = [circuit.slot.slot.role for circuit in built if circuit not in self._ejector.out]
         self.active_built = roles.count(Role.ACTIVE)
         self.backup_built = roles.count(Role.BACKUP)
+        for circuit in back:
+            self._fitness.begin(circuit, now=self._rotation.now)
         for circuit in self._members:
             circuit.is_candidate = False
         self._watch_health()
