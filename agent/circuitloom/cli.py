@@ -144,7 +144,7 @@ def _check(options: argparse.Namespace) -> int:
 
 def _check_online(name: str, data: bytes, policy: Policy) -> int:
     """Judge a policy without faults by the relays that its Tor knows now."""
-    needs_countries = any(rules.uses_countries for rules in policy.path_rules)
+    needs_countries = policy.uses_countries
     _try_descriptors()
     relays = asyncio.run(fetch_relays(policy.tor, countries={} if needs_countries else None))
     # One way to select them, not the same each time.

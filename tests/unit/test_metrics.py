@@ -178,6 +178,32 @@ def test_what_happened_to_the_agent_is_told() -> None:
     assert 3 <= value("open_fds") < value("max_fds")
 
 
+def test_streams_that_tor_put_on_a_circuit_are_no_attachments_that_failed() -> None:
+    driver = Driver(policy_of("a", "b", min_active=2))
+    driver.connect()
+    driver.build(30)
+    driver.tell(opened(1)[0], sent(1, 30))
+    driver.tell("STREAM 1 FAILED 30 example.com:80 REASON=END REMOTE_REASON=CONNECTREFUSED", closed(1))
+
+    assert values(driver, "attachments_total") == {"a": 0, "b": 0}
+    assert set(values(driver, "streams_total").values()) == {0}
+    assert driver.snapshot().failed_total == 0
+
+
+def test_what_drains_already_when_it_grows_old_is_no_rotation() -> None:
+    rotation = Rotation(max_age_seconds=60.0, jitter=0.0)
+    driver = balancing(policy_of("a", rotation=rotation))
+    driver.tell(*opened(1))
+    driver.wait(30.0)
+    driver.reload(policy_of(Slot("a", path=("A" * 40, "B" * 40)), rotation=rotation))
+    driver.build(31)
+    assert [circuit.state for circuit in driver.snapshot().circuits] == ["built", "draining"]
+
+    driver.wait(30.0)
+
+    assert values(driver, "rotations_total") == {"a": 0}
+
+
 def test_rotations_are_told_by_circuit() -> None:
     driver = balancing(policy_of("a", "b", rotation=Rotation(max_streams_total=2)))
     for number in (1, 2, 3):

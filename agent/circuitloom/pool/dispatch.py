@@ -212,12 +212,12 @@ class Dispatcher(StreamTable):
                 self._release(stream, "no other circuit can take it")
             else:
                 self._queue(stream, circuits)
-        elif circuits.is_usable_among(stream.among):
-            # To hold it is of no use: the circuits are there, and none of them leads where it goes.
+        elif why := _hopeless(stream, circuits):
+            # To hold it is of no use.
             if self.policy.failover.when_none is WhenNone.TOR:
-                self._release(stream, "every exit refuses its port")
+                self._release(stream, why)
             else:
-                self._close(stream, "every exit refuses its port")
+                self._close(stream, why)
         else:
             match self.policy.failover.when_none:
                 case WhenNone.TOR:
@@ -333,3 +333,13 @@ class Dispatcher(StreamTable):
             self._close(stream, why)
         else:
             self._release(stream, why)
+
+
+def _hopeless(stream: Stream, circuits: Circuits) -> str:
+    """Why no circuit that comes will take the stream; empty: one may."""
+    if circuits.is_usable_among(stream.among):
+        return "every exit refuses its port"
+    if stream.among is not None and stream.among.isdisjoint(circuits.slots):
+        # Its rule went with a reload while it waited.
+        return "the policy has none of its circuits any more"
+    return ""
