@@ -49,11 +49,17 @@ A first try, without touching this machine's Tor:   circuitloom demo
 
 _STATUS_EPILOG = """\
 columns:
-  STATE    built, building, backoff (waits to be built again), drained (by you),
-           draining (its streams finish), ejected (rests after failures), idle
+  KEY      the isolation key whose circuit it is, where there are several
+  STATE    built (fresh, slow: with less than its weight), building, backoff
+           (waits to be built again), drained (by you), draining (its streams
+           finish), ejected (rests after failures), down (its probes failed),
+           idle (nothing builds it)
+  AGE      since it was built
   OPEN     streams on it now; TOTAL: attached since the start; FAILED: of these
   SHARE    its part of the streams of its key; WEIGHT: its part of the weights
   P50 P99  what half of its streams, and all but a hundredth, took to connect
+  ROLE     active, backup or adopted (another controller's)
+  PROBE    what its checks say; PATH: its relays (?? is an unknown country)
 """
 
 

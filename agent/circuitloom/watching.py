@@ -11,6 +11,9 @@ from circuitloom.errors import AdminError
 
 WATCH_SECONDS = 1.0
 
+MIN_LINES = 3
+"""A first line, what is left out, and the last line."""
+
 
 def watch(read: Callable[[], str]) -> NoReturn:
     """Show what is read until interrupted, also over a restart of the agent.
@@ -33,11 +36,25 @@ def watch(read: Callable[[], str]) -> NoReturn:
         from rich.text import Text  # noqa: PLC0415
     except ImportError:
         raise AdminError("status --watch needs rich; install Debian's python3-rich") from None
-    with Live(Text(next(texts)), screen=True, auto_refresh=False) as live:
+    with Live(screen=True, auto_refresh=False) as live:
         while True:
-            live.refresh()
+            live.update(Text(fitted(next(texts), live.console.height)), refresh=True)
             time.sleep(WATCH_SECONDS)
-            live.update(Text(next(texts)))
+
+
+def fitted(text: str, height: int) -> str:
+    """A text that is higher than the terminal, without the lines before its last one, and how many these are.
+
+    Args:
+        text: The status; its last line sums it up.
+        height: Of the terminal, in lines.
+    """
+    lines = text.splitlines()
+    head = max(height, MIN_LINES) - 2
+    hidden = len(lines) - head - 1
+    if hidden <= 1:
+        return text
+    return "\n".join([*lines[:head], f"... {hidden} lines more: make the terminal higher", lines[-1]])
 
 
 def _texts(read: Callable[[], str]) -> Iterator[str]:

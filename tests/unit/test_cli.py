@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from circuitloom import __version__, cli, release
+from circuitloom import __version__, cli, release, tables
 from circuitloom.admin import AdminServer
 from circuitloom.cli import main
 from circuitloom.policy.types import TorControl
@@ -135,6 +136,15 @@ def test_help_names_every_command_and_exit_code() -> None:
         assert f"\n    {command} " in ran.out
     for code in (64, 69, 70, 73, 77, 78):
         assert str(code) in ran.out
+
+
+def test_the_help_of_status_explains_every_state_and_column(run: Run) -> None:
+    told = run("status", "--help").out.partition("columns:")[2]
+    schema = json.loads((SCHEMAS / "status.schema.json").read_text())
+    states = schema["properties"]["circuits"]["items"]["properties"]["state"]["enum"]
+    words = {*states, "fresh", "slow", *tables._ROW[1:], "ROLE", "KEY", "PROBE", "PATH"}
+
+    assert sorted(word for word in words if not re.search(rf"\b{word}\b", told)) == []
 
 
 def test_help_fits_80_columns(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from circuitloom.errors import AdminError
-from circuitloom.watching import watch
+from circuitloom.watching import fitted, watch
 from unit.fake_control_port import FakeControlPort
 from unit.service_driver import TAKE_OVER, open_stream, serve
 
@@ -114,3 +114,22 @@ def test_without_an_agent_at_the_start_it_ends() -> None:
 
     with pytest.raises(AdminError, match="no agent"):
         watch(read)
+
+
+@pytest.mark.parametrize("height", [24, 25, 26])
+def test_a_text_as_high_as_the_terminal_is_shown_whole(height: int) -> None:
+    text = "\n".join(f"line {number}" for number in range(24))
+
+    assert fitted(text, height) == text
+
+
+def test_a_higher_text_says_how_much_of_it_is_not_shown_and_keeps_its_last_line() -> None:
+    text = "\n".join(f"line {number}" for number in range(40))
+    shown = fitted(text, 24).splitlines()
+
+    assert len(shown) == 24
+    assert shown[20:] == ["line 20", "line 21", "... 17 lines more: make the terminal higher", "line 39"]
+
+
+def test_a_terminal_of_one_line_is_no_fault() -> None:
+    assert fitted("a\nb\nc\nd\ne", 1) == "a\n... 3 lines more: make the terminal higher\ne"
