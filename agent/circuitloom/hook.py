@@ -18,6 +18,7 @@ import contextlib
 import fcntl
 import json
 import logging
+import math
 import os
 import signal
 import stat
@@ -34,6 +35,8 @@ from circuitloom.rounds.types import Outcome, Result
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 MAX_OUTPUT_BYTES = 64 << 10
+MAX_NESTING = 64
+"""Of objects and lists in an answer: what one part of the agent can just read, another could not write."""
 MAX_LOG_LINES = 200
 MAX_LINE_BYTES = 1000
 
@@ -329,11 +332,13 @@ class HookRun:
         if not self._output.strip():
             return None, ""
         try:
-            answer = json.loads(self._output, parse_constant=_refuse_constant)
+            answer = json.loads(self._output, parse_constant=_refuse_constant, parse_float=_read_float)
         except (ValueError, RecursionError):
             return None, "its answer is dropped: not JSON"
         if not isinstance(answer, dict):
             return None, "its answer is dropped: not a JSON object"
+        if _is_nested_beyond(MAX_NESTING, answer):
+            return None, f"its answer is dropped: nested more than {MAX_NESTING} deep"
         return answer, ""
 
 
@@ -348,6 +353,24 @@ def _started_at(pid: int | str) -> str:
 
 def _refuse_constant(name: str) -> float:
     raise ValueError(name)
+
+
+def _read_float(text: str) -> float:
+    """A number that can be written again: Python reads 1e999 as infinity, which JSON does not have."""
+    number = float(text)
+    if math.isinf(number):
+        raise ValueError(text)
+    return number
+
+
+def _is_nested_beyond(most: int, answer: object) -> bool:
+    level = [answer]
+    for _ in range(most):
+        inner = (
+            one.values() if isinstance(one, dict) else one for one in level if isinstance(one, dict | list)
+        )
+        level = [value for values in inner for value in values]
+    return any(isinstance(value, dict | list) for value in level)
 
 
 def _signal_name(number: int) -> str:

@@ -239,6 +239,8 @@ def test_an_endless_log_is_cut(make: Make, lock: Path, log: pytest.LogCaptureFix
         ("\\377", "not JSON"),
         ("[1]", "not a JSON object"),
         ("{} {}", "not JSON"),
+        ('{"paid": 1e999}', "not JSON"),
+        ('{"a":' * 65 + "1" + "}" * 65, "nested more than 64 deep"),
     ],
 )
 def test_bad_answers(make: Make, lock: Path, output: str, problem: str) -> None:

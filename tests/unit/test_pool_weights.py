@@ -8,12 +8,13 @@ from functools import partial
 
 import pytest
 
+from circuitloom.model import Disconnected
 from circuitloom.policy import check_policy
 from circuitloom.policy.health import Degrade
-from circuitloom.policy.types import Eject
+from circuitloom.policy.types import Eject, Isolation
 from circuitloom.status import status_document
 from circuitloom.tables import status_table
-from unit.pool_driver import Driver, balancing, closed, opened, policy_of, sent
+from unit.pool_driver import Driver, balancing, built, closed, opened, policy_of, sent
 from unit.test_pool_probes import TCP, Edge, probing
 
 slowly = partial(policy_of, slow_start_seconds=10.0)
@@ -111,6 +112,24 @@ def test_so_does_one_whose_probes_pass_again() -> None:
 
     assert driver.states() == {"a": "built", "b": "built"}
     assert factors(driver)["a"] < 1
+
+
+def test_after_a_reconnect_a_circuit_does_not_begin_where_its_predecessor_was() -> None:
+    driver = balancing(slowly("a", "b", isolation=Isolation.TOR))
+    assert driver.tell(*opened(1)) == ["ATTACHSTREAM 1 30; a"]
+    driver.now += 1.5
+    driver.give(Disconnected())
+    # Tor may have put anybody's stream on the one that nobody had used.
+    assert driver.connect(circuits=f"{built(30)}\n{built(31)}")[0] == "CLOSECIRCUIT 31 IfUnused"
+    driver.build(32)
+    driver.tell("CIRC 31 CLOSED REASON=REQUESTED")
+
+    driver.now += 8.4
+    spread(driver, 18, first=10)
+    # The old one would now have all of its weight.
+    driver.now += 0.3
+
+    assert spread(driver, 180, first=100) == {"a": 100, "b": 80}
 
 
 def test_status_and_explain_show_it() -> None:

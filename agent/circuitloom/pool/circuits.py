@@ -211,6 +211,7 @@ class Circuits(Succession):
             is_doubtful = isolates and circuit.key is None and circuit.purpose is Purpose.GENERAL
             if is_doubtful and circuit.state is CircuitState.BUILT:
                 circuit.state = CircuitState.DRAINING
+                self._fitness.forget(circuit)
                 self._vacate(circuit.slot)
         for state in self.slots.values():
             state.failures = 0
