@@ -186,6 +186,8 @@ def test_a_failed_round_drains_its_circuit(
     hook(rounds_policy.parent, "exit 1")
     change_policy(rounds_policy, "rounds: 4", "rounds: 1, on_failure: drain")
     change_policy(rounds_policy, "first_after: 50ms", "first_after: 100ms")
+    # A hook that is slow to start has not failed: that would be another outcome.
+    change_policy(rounds_policy, "interval: 300ms, timeout: 300ms", "interval: 1h, timeout: 1h")
 
     assert serve(rounds_policy, lambda: fake.wait_for("CLOSECIRCUIT 30")) == 0
 
