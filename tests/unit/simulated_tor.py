@@ -244,7 +244,8 @@ class SimulatedTor:
                 self._tell_stream(stream, StreamStatus.FAILED, REASON="END")
             self._tell_stream(stream, StreamStatus.CLOSED, REASON="DONE")
 
-    def finish_build(self, circuit_id: CircuitId, *, is_success: bool) -> None:
+    def finish_build(self, circuit_id: CircuitId, *, is_success: bool, reached: int = 0) -> None:
+        """It is BUILT, or FAILED with so many hops reached."""
         circuit = self.circuits[circuit_id]
         if circuit.is_built:
             return
@@ -254,7 +255,11 @@ class SimulatedTor:
         else:
             del self.circuits[circuit_id]
             self._tell_circuit(
-                circuit, CircuitStatus.FAILED, REASON="DESTROYED", REMOTE_REASON="CONNECTFAILED"
+                circuit,
+                CircuitStatus.FAILED,
+                circuit.path[:reached],
+                REASON="DESTROYED",
+                REMOTE_REASON="CONNECTFAILED",
             )
 
     def end_circuit(self, circuit_id: CircuitId) -> None:
@@ -349,8 +354,10 @@ class SimulatedTor:
     def _tell_stream(self, stream: TorStream, status: StreamStatus, **keywords: str) -> None:
         self.events.append(StreamEvent(stream.stream_id, status, stream.circuit_id, stream.target, keywords))
 
-    def _tell_circuit(self, circuit: TorCircuit, status: CircuitStatus, **keywords: str) -> None:
-        path = circuit.path if status is CircuitStatus.BUILT else ()
+    def _tell_circuit(
+        self, circuit: TorCircuit, status: CircuitStatus, path: tuple[Hop, ...] = (), **keywords: str
+    ) -> None:
+        path = circuit.path if status is CircuitStatus.BUILT else path
         keywords["TIME_CREATED"] = circuit.created
         keywords["PURPOSE"] = circuit.purpose.value.upper()
         self.events.append(CircuitEvent(circuit.circuit_id, status, path, keywords))

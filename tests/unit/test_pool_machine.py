@@ -30,6 +30,7 @@ from circuitloom.model import (
     StopRequested,
     StreamId,
 )
+from circuitloom.paths import Relays
 from circuitloom.policy.health import Degrade, Panic, PanicAction
 from circuitloom.policy.path_types import Diversity, PathRules
 from circuitloom.policy.probing import Probe
@@ -77,6 +78,9 @@ TARGETS = ["example.com:80", "203.0.113.7:443", "abcdefghij.onion:80", "x.relay.
 # Exits enough for every circuit to have one of its own, of which some refuse the ports of the targets.
 PORTS = ["accept 1-65535", "accept 80", "reject 80", "accept 25"]
 RELAYS = snapshot(*(Made(f"{number:02X}", ports=PORTS[number % 4]) for number in range(16, 240)))
+OTHER_RELAYS = RELAYS.with_guards(tuple(f"{number:02X}" * 20 for number in (20, 24, 28)))
+PARTS = ["slots", "balance", "failover", "health", "rotation", "rules", "diversity"]
+MAX_WAKES = 5
 PATHS = [
     None,
     None,
@@ -134,6 +138,9 @@ def policies(draw: st.DrawFn) -> Policy:
         for index, (name, adopt) in enumerate(zip(names, adopts, strict=True))
     ]
     active = sum(1 for slot in slots if slot.role is Role.ACTIVE)
+    ruled = tuple(draw(st.one_of(st.just([]), st.lists(rules(names), max_size=2))))
+    # ``check`` refuses both together: not every key would have what a rule names.
+    slots_per_key = None if any(rule.circuits for rule in ruled) else draw(st.sampled_from([None, 1, 2]))
     return Policy(
         tuple(slots),
         balance=Balance(
@@ -141,7 +148,7 @@ def policies(draw: st.DrawFn) -> Policy:
             isolation=draw(st.sampled_from(Isolation)),
             keys=Keys(
                 max_circuits=draw(st.sampled_from([len(slots), 2 * len(slots) + 1, 1000])),
-                slots_per_key=draw(st.sampled_from([None, 1, 2])),
+                slots_per_key=slots_per_key,
                 idle_seconds=draw(st.sampled_from([1.0, 50.0])),
                 cold_start=draw(st.sampled_from(ColdStart)),
                 wait_seconds=5.0,
@@ -164,7 +171,7 @@ def policies(draw: st.DrawFn) -> Policy:
         ),
         health=draw(healths()),
         rotation=draw(rotations()),
-        rules=tuple(draw(st.lists(rules(names), max_size=2))),
+        rules=ruled,
         diversity=Diversity(exit=draw(st.booleans())),
     )
 
@@ -172,8 +179,8 @@ def policies(draw: st.DrawFn) -> Policy:
 class PoolMachine(RuleBasedStateMachine):
     """Tor does what it likes, messages are late, the connection breaks; then everything settles."""
 
-    @initialize(policy=policies())
-    def start(self, policy: Policy) -> None:
+    @initialize(policy=policies(), is_settled=st.sampled_from([True, True, True, False]))
+    def start(self, policy: Policy, is_settled: bool) -> None:
         self.policy = policy
         self.now = 1000.0
         self.tor = SimulatedTor(isolates=policy.balance.isolation is Isolation.TOR)
@@ -183,6 +190,10 @@ class PoolMachine(RuleBasedStateMachine):
         # Waiting although the option is not set: left by somebody, which the pool cannot know at once.
         self.forgotten: set[StreamId] = set()
         self.draining: set[str | None] = set()
+        if is_settled:
+            # What takes circuits that serve would else be reached by few examples only.
+            self.connect(is_overtaken=False)
+            self.settle_to_balance()
 
     def give(self, event: Event) -> None:
         self.perform(self.pool.handle(event, now=self.now))
@@ -320,13 +331,36 @@ class PoolMachine(RuleBasedStateMachine):
             self.tor.answer(stream_id, outcome)
 
     @precondition(lambda self: self.tor.circuits)
-    @rule(data=st.data(), outcome=st.sampled_from(["built", "built", "built", "failed", "closed"]))
-    def move_circuit(self, data: st.DataObject, outcome: str) -> None:
+    @rule(
+        data=st.data(),
+        outcome=st.sampled_from(["built", "built", "built", "failed", "closed"]),
+        reached=st.integers(0, 2),
+    )
+    def move_circuit(self, data: st.DataObject, outcome: str, reached: int) -> None:
         circuit_id = data.draw(st.sampled_from(sorted(self.tor.circuits)))
         if outcome == "closed":
             self.tor.end_circuit(circuit_id)
         else:
-            self.tor.finish_build(circuit_id, is_success=outcome == "built")
+            self.tor.finish_build(circuit_id, is_success=outcome == "built", reached=reached)
+
+    @precondition(lambda self: self.is_connected)
+    @rule(reached=st.integers(0, 2))
+    def fail_all_builds(self, reached: int) -> None:
+        """A relay, or the network, is away: what is being built gets to some hop only, time after time."""
+        for _ in range(4):
+            self.drain()
+            for circuit_id in sorted(self.tor.circuits):
+                self.tor.finish_build(circuit_id, is_success=False, reached=reached)
+            self.drain()
+            self.now += 2.0
+            self.give(DeadlinePassed())
+
+    @precondition(lambda self: self.is_connected and self.tor.circuits)
+    @rule(data=st.data())
+    def replace_circuit(self, data: st.DataObject) -> None:
+        """A round asks for another circuit in the place of one that it was not served on."""
+        circuit_id = data.draw(st.sampled_from(sorted(self.tor.circuits)))
+        self.perform(self.pool.replace_circuit(circuit_id, now=self.now))
 
     @precondition(lambda self: self.tor.circuits)
     @rule(data=st.data(), count=st.integers(0, 3))
@@ -335,17 +369,10 @@ class PoolMachine(RuleBasedStateMachine):
         circuit_id = data.draw(st.sampled_from(sorted(self.tor.circuits)))
         self.tor.events.append(CircuitBandwidth(circuit_id, count, count))
 
-    @rule()
-    def sighup(self) -> None:
-        self.tor.reload()
-
-    @rule()
-    def foreign_reset(self) -> None:
-        self.tor.reset_option()
-
-    @rule()
-    def new_identity(self) -> None:
-        self.tor.new_identity()
+    @rule(what=st.sampled_from(["reload", "reset_option", "new_identity"]))
+    def disturb(self, what: str) -> None:
+        """SIGHUP, another controller, or NEWNYM."""
+        getattr(self.tor, what)()
 
     @rule(refuses=st.booleans())
     def refuse_builds(self, refuses: bool) -> None:
@@ -356,14 +383,35 @@ class PoolMachine(RuleBasedStateMachine):
     @rule(seconds=st.sampled_from([0.01, 0.5, 2.0, 100.0]))
     def pass_time(self, seconds: float) -> None:
         self.now += seconds
-        deadline = self.pool.next_deadline()
-        if deadline is not None and deadline <= self.now:
+        for _ in range(MAX_WAKES):
+            deadline = self.pool.next_deadline()
+            if deadline is None or deadline > self.now:
+                return
             self.give(DeadlinePassed())
+        raise AssertionError("a deadline that stays in the past")
 
     @precondition(lambda self: self.is_connected)
-    @rule()
-    def learn_relays(self) -> None:
-        self.perform(self.pool.renew_relays(RELAYS, now=self.now))
+    @rule(relays=st.sampled_from([RELAYS, OTHER_RELAYS]))
+    def learn_relays(self, relays: Relays) -> None:
+        self.perform(self.pool.renew_relays(relays, now=self.now))
+
+    @rule(policy=policies(), parts=st.sets(st.sampled_from(PARTS), min_size=1))
+    def reload_parts(self, policy: Policy, parts: set[str]) -> None:
+        """Only some of the policy changes, so that the rest meets what it left behind."""
+        if "slots" in parts or "rules" in parts or "balance" in parts:
+            # Purposes, names and limits belong together.
+            parts |= {"slots", "rules", "balance", "failover"}
+        changed = {part: getattr(policy, part) for part in parts}
+        if "slots" not in parts and "failover" in parts:
+            failover = policy.failover
+            active = sum(1 for slot in self.policy.slots if slot.role is Role.ACTIVE)
+            is_movable = self.policy.balance.purpose is Purpose.CONTROLLER
+            changed["failover"] = replace(
+                failover,
+                min_active=min(failover.min_active, active),
+                redispatch_seconds=failover.redispatch_seconds if is_movable else None,
+            )
+        self.reload(replace(self.policy, **changed))
 
     @rule(policy=policies())
     def reload(self, policy: Policy) -> None:
@@ -397,7 +445,7 @@ class PoolMachine(RuleBasedStateMachine):
     def settle_to_balance(self) -> None:
         """When Tor builds what is asked and messages arrive, all that can be balanced is."""
         self.tor.refuses_builds = False
-        self.learn_relays()
+        self.learn_relays(RELAYS)
         for name in "abcdef":
             self.give(CircuitOrdered(Order.READY, name))
         for _ in range(200):
@@ -411,6 +459,8 @@ class PoolMachine(RuleBasedStateMachine):
                 break
             self.now = max(self.now, deadline)
             self.give(DeadlinePassed())
+        # Short lives and probes leave something to do at any time.
+        self.build_all()
         snapshot = self.pool.snapshot(now=self.now)
         empty = {slot.name for slot in self.policy.slots if slot.adopt is not None}
         for circuit in snapshot.circuits:
@@ -466,6 +516,34 @@ class PoolMachine(RuleBasedStateMachine):
                     self.tor.answer(stream_id, outcome)
 
     @precondition(lambda self: self.is_connected)
+    @rule(count=st.integers(2, 12), user=st.sampled_from(["alice", "bob"]), data=st.data())
+    def fill_up(self, count: int, user: str, data: st.DataObject) -> None:
+        """So many streams that last, until circuits are full; then some end, and others get their places."""
+        self.build_all()
+        opened = [self.tor.open_stream(user=user) for _ in range(count)]
+        # Another key than the first gets its circuits now.
+        self.build_all()
+        for stream_id in opened:
+            if stream_id in self.tor.streams:
+                self.tor.answer(stream_id, "ok")
+        self.drain()
+        for stream_id in data.draw(st.lists(st.sampled_from(opened), max_size=3)):
+            self.tor.end_stream(stream_id)
+            self.drain()
+
+    @precondition(lambda self: self.is_connected)
+    @rule(count=st.integers(1, 6), first=st.integers(0, 4), outcome=st.sampled_from(["detach", "fail"]))
+    def fail_on_circuits(self, count: int, first: int, outcome: str) -> None:
+        """Streams to one destination after the other fail, which makes it the circuits' fault."""
+        self.build_all()
+        for number in range(first, first + count):
+            stream_id = self.tor.open_stream(f"host{number}.example:80")
+            self.drain()
+            if stream_id in self.tor.streams:
+                self.tor.answer(stream_id, outcome)
+            self.drain()
+
+    @precondition(lambda self: self.is_connected)
     @rule(user=st.sampled_from(["alice", "bob"]))
     def serve_while_tor_chooses(self, user: str) -> None:
         """Tor puts streams of its own on circuits, and we hear of it after we have attached to them."""
@@ -491,6 +569,14 @@ class PoolMachine(RuleBasedStateMachine):
             late = self.tor.open_stream()
             self.drain()
             assert self.tor.streams[late].state == "choosing"
+
+    def build_all(self) -> None:
+        """Tor builds at once what it is asked for."""
+        for _ in range(6):
+            self.drain()
+            for circuit_id in sorted(self.tor.circuits):
+                self.tor.finish_build(circuit_id, is_success=True)
+        self.drain()
 
     def drain(self) -> None:
         while self.tor.events:

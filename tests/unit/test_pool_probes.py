@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from circuitloom.model import CircuitOrdered, Order, ProbeOutcome
+from circuitloom.model import CircuitOrdered, Disconnected, Order, ProbeOutcome
 from circuitloom.policy.probing import Probe
 from circuitloom.policy.types import (
     Eject,
@@ -708,6 +708,21 @@ def test_a_circuit_that_is_down_stays_out_whatever_else_a_reload_or_the_operator
         driver.give(CircuitOrdered(order, "a"))
     assert driver.states()["a"] == "down"
     assert driver.tell(*opened(8, user="alice", password="pw")) == ["ATTACHSTREAM 8 31; b"]  # noqa: S106
+
+
+def test_one_whose_check_was_stopped_on_its_way_out_is_probed_when_its_name_comes_back() -> None:
+    driver = probing(TCP, "a", "b", isolation=Isolation.NONE)
+    policy = driver.pool.policy
+    assert asked(driver.wait(0.0)) == [1]
+    driver.reload(replace(policy, slots=(Slot("c"),)))
+    driver.wait(2.0)
+    driver.give(Disconnected())
+    driver.connect(circuits=f"{built(30)}\n{built(31)}")
+
+    driver.reload(policy)
+
+    assert driver.states() == {"a": "built", "b": "built"}
+    assert asked(driver.wait(30.0)) == [2]
 
 
 def test_a_reload_that_changes_nothing_of_probes_keeps_what_they_found() -> None:

@@ -146,10 +146,9 @@ class Probes:
             return
         self._stop()
         self._known.clear()
-        for circuits in self._keys.all:
-            for circuit in circuits.members:
-                circuit.checkup = None
-                circuits.bring_up(circuit)
+        for circuit in self._members():
+            circuit.checkup = None
+            circuit.slot.owner.bring_up(circuit)
         self._begin_anew()
 
     def take(self, event: StreamEvent) -> bool:
@@ -175,12 +174,16 @@ class Probes:
         Raises:
             AssertionError: It does not.
         """
-        members = {circuit for circuits in self._keys.all for circuit in circuits.members}
+        members = set(self._members())
         self._trials.check_invariants(members)
         for circuit in members:
             assert circuit.checkup is None or self._rule is not None
 
     # --- when ----------------------------------------------------------------------------------------------
+
+    def _members(self) -> list[Circuit]:
+        """Every circuit of ours that Tor has given an id."""
+        return [circuit for circuits in self._keys.all for circuit in circuits.members]
 
     def _begin_anew(self) -> None:
         self._rule = self._policy.health.probe
@@ -196,7 +199,8 @@ class Probes:
     def _stop(self) -> None:
         """End everything that is under way, without an outcome."""
         self._trials.stop()
-        for circuit in self._known if self._rule else ():
+        # Also of those on their way out, whose names may come back.
+        for circuit in self._members():
             if circuit.checkup is not None and circuit.checkup.check is not None:
                 circuit.checkup.check = None
                 self._schedule(circuit, circuit.checkup, self._now)
