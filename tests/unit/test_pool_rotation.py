@@ -320,6 +320,20 @@ def test_what_grows_old_while_tor_is_away_is_replaced_when_it_is_back() -> None:
     assert driver.circuit("a").circuit_id == "31"
 
 
+def test_what_was_being_cut_when_the_connection_was_lost_is_cut_when_it_is_back() -> None:
+    driver = balancing(policy_of("a", rotation=replace(AGED, drain_seconds=30.0)))
+    driver.tell(*opened(1))
+    succeed(driver, 1, 30)
+    draining(driver)
+    assert driver.wait(30) == ["CLOSECIRCUIT 30"]
+    driver.give(Disconnected())
+
+    # Nobody knows whether Tor has read it; the circuit is there.
+    driver.connect(circuits=f"{built(30)}\n{built(31)}", streams="1 SUCCEEDED 30 example.com:80\n")
+
+    assert "CLOSECIRCUIT 30" in driver.wait(30)
+
+
 def test_a_new_identity_needs_no_rotation() -> None:
     driver = balancing(isolating("a"))
     driver.tell(*opened(1, user="alice"))

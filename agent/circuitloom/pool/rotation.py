@@ -105,6 +105,9 @@ class Rotation:
                 circuit.wear.lot = self._uniform()
                 # When its first stream came nobody knows any more.
                 circuit.wear.used_since = None if circuit.key is None else self.now
+            if circuit.wear.is_spent and circuit.state is CircuitState.DRAINING:
+                # Perhaps it was being closed when the connection was lost.
+                circuit.wear.drains_since = circuit.wear.drains_since or self.now
             self._look(circuit)
 
     def handle_conf_changed(self, values: Mapping[str, str | None], circuits: Iterable[Circuit]) -> None:
