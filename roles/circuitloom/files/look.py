@@ -16,6 +16,7 @@ second and more; this answers for twenty of them. The paths are those of vars/ma
     units           our units and their directories of drop-ins
     state           the directories of what our agents remember
     directories     those the role makes that are as it makes them
+    by_hand         whether an agent is there that this role did not install
     current         what the link to the release says; `last_good` the same of the release that was last good
     releases        [{"name": ..., "complete": ..., "at": seconds since the epoch}]
     agents          unit -> whether it runs and comes back with the host, of every agent that does either
@@ -180,6 +181,7 @@ def main() -> None:
             for path in Path(folder).glob(pattern)
         ],
         "directories": [str(path) for path in directories if is_plain(path)],
+        "by_hand": (PREFIX / "current").is_dir() and not (PREFIX / "current").is_symlink(),
         "current": link_of(PREFIX / "current"),
         "last_good": link_of(PREFIX / "last-good/current"),
         "releases": [
