@@ -24,7 +24,7 @@ from collections.abc import Awaitable, Callable, Collection, Generator, Iterator
 from typing import Any
 
 from circuitloom.accepting import accept_clients, tell_fault
-from circuitloom.errors import AdminError, CannotCreate, reason_of
+from circuitloom.errors import AdminError, AdminRefused, CannotCreate, reason_of
 from circuitloom.kinds import Kind
 
 SOCKET_MODE = 0o660
@@ -227,13 +227,13 @@ def follow(path: str) -> Generator[dict[str, Any], None, None]:
     """The events of a running agent, until it ends.
 
     Raises:
-        AdminError: Nobody answers there.
+        AdminError: Nobody answers there, or the answer is an error.
     """
     with _connected(path) as connection, connection.makefile("rwb") as file:
         file.write(json.dumps({"command": _EVENTS}).encode() + b"\n")
         file.flush()
+        _read_answer(path, file.readline())
         connection.settimeout(None)
-        file.readline()
         for line in file:
             yield json.loads(line)
 
@@ -251,9 +251,28 @@ def ask(path: str, request: Mapping[str, Any]) -> dict[str, Any]:
     with _connected(path) as connection:
         connection.sendall(json.dumps(request).encode() + b"\n")
         with connection.makefile("rb") as file:
-            answer = json.loads(file.readline())
+            return _read_answer(path, file.readline())
+
+
+def _read_answer(path: str, line: bytes) -> dict[str, Any]:
+    """What was answered.
+
+    Raises:
+        AdminError: It is an error, or nothing that an agent says.
+    """
+    if not line:
+        raise AdminError(
+            f"{path}: no answer, the connection was closed; an agent serves {MAX_CLIENTS} clients at a time: "
+            "try again when others have ended"
+        )
+    try:
+        answer = json.loads(line)
+    except (ValueError, RecursionError):
+        answer = None
     if not isinstance(answer, dict):
-        raise AdminError(f"{path}: no usable answer")
+        raise AdminError(
+            f"{path}: what answers there is no circuitloom: name its admin socket with --socket or --policy"
+        )
     if "error" in answer:
         raise AdminError(f"{path}: {answer['error']}")
     return answer
@@ -273,6 +292,11 @@ def _connected(path: str) -> Iterator[socket.socket]:
             "Another socket is named with --socket"
         ) from None
     except PermissionError:
-        raise AdminError(f"{path}: not allowed; run as root or as a member of the agent's group") from None
-    except (OSError, ValueError, RecursionError) as error:
+        raise AdminRefused(f"{path}: not allowed; run as root or as a member of the agent's group") from None
+    except TimeoutError:
+        raise AdminError(
+            f"{path}: no answer within {CLIENT_TIMEOUT_SECONDS:g} s; does the agent hang "
+            "(systemctl status circuitloom)? Another socket is named with --socket"
+        ) from None
+    except (OSError, ValueError) as error:
         raise AdminError(f"{path}: no usable answer ({error})") from None

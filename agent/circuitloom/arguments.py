@@ -11,10 +11,12 @@ from __future__ import annotations
 import argparse
 import re
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from circuitloom import __version__
 from circuitloom.model import Order
+from circuitloom.operation import MAX_WEIGHT
 from circuitloom.policy.types import DEFAULT_ADMIN_SOCKET
 from circuitloom.policy.values import parse_duration
 from circuitloom.rounds.listing import PAGE_ROWS
@@ -25,16 +27,22 @@ EX_USAGE = 64
 MAX_COUNT = 1_000_000
 """Streams, users or destinations of a simulation: a million streams take some minutes."""
 
+MAX_DEMO_RELAYS = 50
+"""Each is a Tor process of some 40 MB."""
+
+MAX_DEMO_SECONDS = 3600
+
 _LOAD = Load()
 _DURATION = re.compile("[0-9]{1,6}(ms|s|m|h)", re.ASCII)
 
 _EPILOG = """\
 exit codes (sysexits.h):
-  0  done                              71  no file descriptor is left
-  64 wrong arguments                   73  a socket or file cannot be made
-  65 a recording makes no sense        74  the ledger cannot be read
+  0  done                              73  a socket or file cannot be made
+  64 wrong arguments                   74  ledger unreadable, output unwritable
+  65 a recording makes no sense        76  what answers is no Tor
   69 Tor or the agent does not answer  77  Tor, or the file system, refuses us
   70 a fault of circuitloom            78  the policy has faults
+  71 no file descriptor is left
 
 A first try, without touching this machine's Tor:   circuitloom demo
 """
@@ -49,26 +57,30 @@ columns:
 """
 
 
-def _row_count(text: str) -> int:
-    if not text.isdecimal() or not 1 <= int(text) <= PAGE_ROWS:
-        raise argparse.ArgumentTypeError(f"must be a number from 1 to {PAGE_ROWS}")
-    return int(text)
+def _whole(last: int) -> Callable[[str], int]:
+    """What reads a whole number from 1 to ``last``."""
+
+    def read(text: str) -> int:
+        if not (text.isascii() and text.isdecimal()) or not 1 <= int(text) <= last:
+            raise argparse.ArgumentTypeError(f"must be a number from 1 to {last}")
+        return int(text)
+
+    return read
 
 
-def _count(text: str) -> int:
-    if not (text.isascii() and text.isdecimal()) or not 1 <= int(text) <= MAX_COUNT:
-        raise argparse.ArgumentTypeError(f"must be a number from 1 to {MAX_COUNT}")
-    return int(text)
+def _number(first: float, last: int) -> Callable[[str], float]:
+    """What reads a number from ``first`` to ``last``."""
 
+    def read(text: str) -> float:
+        try:
+            number = float(text)
+        except ValueError:
+            number = 0.0
+        if not first <= number <= last:
+            raise argparse.ArgumentTypeError(f"must be a number from {first:g} to {last}")
+        return number
 
-def _rate(text: str) -> float:
-    try:
-        rate = float(text)
-    except ValueError:
-        rate = 0.0
-    if not 0.001 <= rate <= MAX_COUNT:
-        raise argparse.ArgumentTypeError(f"must be a number from 0.001 to {MAX_COUNT}")
-    return rate
+    return read
 
 
 def _seconds(text: str) -> float:
@@ -78,6 +90,13 @@ def _seconds(text: str) -> float:
 
 
 class _Parser(argparse.ArgumentParser):
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:  # noqa: ANN401 - as the original
+        # The command that does not know an argument says so: its own help is the one to read.
+        known, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return known, unknown
+
     def error(self, message: str) -> None:  # type: ignore[override]  # it exits, as the original does
         print(f"{self.prog}: {message}; see {self.prog} --help", file=sys.stderr)
         raise SystemExit(EX_USAGE)
@@ -105,7 +124,9 @@ def _add_orders(commands: Any) -> None:  # noqa: ANN401 - argparse's class of it
         command = commands.add_parser(order.value, help=what, description=f"Ask the running agent: {what}.")
         command.add_argument("name", metavar="NAME", help="the circuit, as the policy names it")
         if order is Order.WEIGHT:
-            command.add_argument("weight", metavar="N", type=int, help="from 1 to 1000")
+            command.add_argument(
+                "weight", metavar="N", type=_whole(MAX_WEIGHT), help=f"from 1 to {MAX_WEIGHT}"
+            )
         _add_socket(command)
         command.set_defaults(command="order", name_of_command=order.value)
     adopt = commands.add_parser(
@@ -167,12 +188,16 @@ def _add_simulate(commands: Any) -> None:  # noqa: ANN401 - the same
     simulate.add_argument("policy", metavar="POLICY", help="the YAML file")
     source = simulate.add_mutually_exclusive_group()
     source.add_argument(
-        "--streams", type=_count, default=_LOAD.streams, metavar="N", help="how many (default: 1000)"
+        "--streams",
+        type=_whole(MAX_COUNT),
+        default=_LOAD.streams,
+        metavar="N",
+        help="how many (default: 1000)",
     )
     source.add_argument("--log", metavar="FILE", help="the streams of this recording instead")
     simulate.add_argument(
         "--rate",
-        type=_rate,
+        type=_number(0.001, MAX_COUNT),
         default=_LOAD.per_second,
         metavar="N",
         help="streams a second, on average (default: 10)",
@@ -185,11 +210,11 @@ def _add_simulate(commands: Any) -> None:  # noqa: ANN401 - the same
         help="of a stream, on average (default: 10s)",
     )
     simulate.add_argument(
-        "--users", type=_count, default=_LOAD.users, metavar="N", help="SOCKS users (default: 1)"
+        "--users", type=_whole(MAX_COUNT), default=_LOAD.users, metavar="N", help="SOCKS users (default: 1)"
     )
     simulate.add_argument(
         "--destinations",
-        type=_count,
+        type=_whole(MAX_COUNT),
         default=_LOAD.destinations,
         metavar="N",
         help="hosts they go to (default: 100)",
@@ -287,7 +312,7 @@ def parser() -> argparse.ArgumentParser:
     form.add_argument("--json", action="store_true", help="print all rounds as a JSON list")
     form.add_argument("--export", choices=["csv"], help="print all rounds as CSV")
     rounds.add_argument(
-        "--last", type=_row_count, default=20, metavar="N", help="rows of the table (default: 20)"
+        "--last", type=_whole(PAGE_ROWS), default=20, metavar="N", help="rows of the table (default: 20)"
     )
     _add_socket(rounds)
     rounds.add_argument("--state", metavar="DIR", help="read the ledger in this state directory instead")
@@ -316,8 +341,20 @@ def parser() -> argparse.ArgumentParser:
             "never touches the public Tor network or this machine's Tor."
         ),
     )
-    demo.add_argument("--seconds", type=float, default=20.0, help="how long to drive load (default: 20)")
-    demo.add_argument("--relays", type=int, default=6, help="how many relays to start (default: 6)")
+    demo.add_argument(
+        "--seconds",
+        type=_number(1, MAX_DEMO_SECONDS),
+        default=20.0,
+        metavar="N",
+        help="how long to drive load (default: 20)",
+    )
+    demo.add_argument(
+        "--relays",
+        type=_whole(MAX_DEMO_RELAYS),
+        default=6,
+        metavar="N",
+        help="how many relays to start (default: 6)",
+    )
     demo.add_argument("--plain", action="store_true", help="progress lines instead of the live view")
     demo.set_defaults(command="demo")
     return top

@@ -12,6 +12,7 @@ import argparse
 import asyncio
 import contextlib
 import dataclasses
+import errno
 import gc
 import io
 import json
@@ -53,6 +54,10 @@ from circuitloom.tables import WIDTH, explanation_text, plan_text, status_table
 from circuitloom.watching import watch
 
 EX_OSERR = 71
+EX_IOERR = 74
+
+_UNWRITTEN = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
+"""Why a disk under standard output takes no more; of a file that is opened, errors name it."""
 
 LOOP_DESCRIPTORS = 3
 """An event loop's own: what it polls with, and a pair of sockets for signals."""
@@ -70,6 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
+    _open_closed_streams()
     for stream in (sys.stdout, sys.stderr):
         # A policy's text may be quoted back at a terminal that cannot show it.
         if isinstance(stream, io.TextIOWrapper):
@@ -87,17 +93,45 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return error.exit_code
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:
-        # The reader (head, less) has seen enough; nothing more may be written, at exit either.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except OSError as error:
-        # Such as for the event loop; while it runs each place that can lack one says so itself.
-        if not is_out_of_descriptors(error):
-            raise
-        print(f"circuitloom: {reason_of(error)}", file=sys.stderr)
-        return EX_OSERR
+        return _code_of(error)
     return int(code)
+
+
+def _code_of(error: OSError) -> int:
+    """What a command ends with that no error of ours has ended; told in one line where there is one.
+
+    Raises:
+        OSError: It is a fault of circuitloom.
+    """
+    if isinstance(error, BrokenPipeError):
+        # The reader (head, less) has seen enough.
+        _drop_output()
+        return 0
+    if error.errno in _UNWRITTEN and error.filename is None:
+        _drop_output()
+        print(f"circuitloom: the output cannot be written: {reason_of(error)}", file=sys.stderr)
+        return EX_IOERR
+    # Such as for the event loop; while it runs each place that can lack one says so itself.
+    if not is_out_of_descriptors(error):
+        raise error
+    print(f"circuitloom: {reason_of(error)}", file=sys.stderr)
+    return EX_OSERR
+
+
+def _open_closed_streams() -> None:
+    """Let nothing else have the numbers of standard streams that whoever started this has closed."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            os.dup2(nowhere := os.open(os.devnull, os.O_RDWR), number)
+            if nowhere != number:
+                os.close(nowhere)
+            setattr(sys, name, open(number, "r" if number == 0 else "w"))  # noqa: SIM115, PTH123 - as long as we live
+
+
+def _drop_output() -> None:
+    """What is still in the buffer of standard output goes nowhere, at exit either."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _check(options: argparse.Namespace) -> int:
@@ -110,7 +144,7 @@ def _check(options: argparse.Namespace) -> int:
 
 def _check_online(name: str, data: bytes, policy: Policy) -> int:
     """Judge a policy without faults by the relays that its Tor knows now."""
-    needs_countries = any(rules.uses_countries for rules in policy.path_rules)
+    needs_countries = policy.uses_countries
     _try_descriptors()
     relays = asyncio.run(fetch_relays(policy.tor, countries={} if needs_countries else None))
     # One way to select them, not the same each time.

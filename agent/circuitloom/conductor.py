@@ -139,11 +139,11 @@ class Conductor:
         if self._policy is None or self._policy.rounds is None:
             return None
         timetable = self._timetable
-        deadline = timetable.next_deadline() if timetable is not None else None
+        due = None if timetable is None else timetable.next_due
         return {
             "problem": self._problem or None,
             "next_round": None if timetable is None or timetable.is_over else timetable.next_round,
-            "next_in_seconds": None if deadline is None else round(max(0.0, deadline - self._loop.time()), 3),
+            "next_in_seconds": None if due is None else round(max(0.0, due - self._loop.time()), 3),
             "running": [] if timetable is None else timetable.running,
             "waiting": 0 if timetable is None else timetable.waiting,
         }
@@ -181,7 +181,9 @@ class Conductor:
 
     def _open(self) -> None:
         """Open the ledger and make a timetable of it; try again later if that cannot be done now."""
-        self._timer = None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         if self._policy is None or self._policy.rounds is None or self._hooks:
             return
         if self._directory is None:

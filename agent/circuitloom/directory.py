@@ -177,14 +177,13 @@ class Directory:
 
     def apply(self, policy: Policy) -> None:
         """A policy is in force."""
-        needs_countries = any(rules.uses_countries for rules in policy.path_rules)
-        is_new = bool(policy.path_rules) and (
-            not self._is_needed or (needs_countries and not self._needs_countries)
-        )
-        self._is_needed, self._needs_countries = bool(policy.path_rules), needs_countries
+        is_blind = policy.uses_countries and not self._needs_countries
+        is_new = bool(policy.path_rules) and (not self._is_needed or is_blind)
+        self._is_needed, self._needs_countries = bool(policy.path_rules), policy.uses_countries
         if is_new:
             self._due.set()
-        elif not self._is_needed:
+        if is_blind or not self._is_needed:
+            # What was fetched before does not say where relays are, with whatever guards.
             self._relays = None
 
     def handle_connected(self) -> None:
@@ -221,8 +220,9 @@ class Directory:
             if not self._is_wanted():
                 continue
             known = {} if self._relays is None else self._relays.countries
+            has_countries = self._needs_countries
             try:
-                relays = await fetch_relays(self._tor, countries=known if self._needs_countries else None)
+                relays = await fetch_relays(self._tor, countries=known if has_countries else None)
             except ControlError as error:
                 self._tell(
                     logging.WARNING, f"no relays to select from ({error}); trying again until there are"
@@ -231,7 +231,7 @@ class Directory:
                 delay_seconds = min(RETRY_MAX_SECONDS, delay_seconds * 2)
                 continue
             delay_seconds = RETRY_INITIAL_SECONDS
-            if self._is_wanted():
+            if self._is_wanted() and (has_countries or not self._needs_countries):
                 self._receive(relays)
 
     def _is_wanted(self) -> bool:

@@ -9,6 +9,7 @@
         * ``ControlClosed``: the connection ended while a command was waiting (69)
         * ``OutOfDescriptors``: this process or the machine has no file descriptor left for it (71, EX_OSERR)
     * ``AdminError``: the agent's admin socket cannot be used (69)
+        * ``AdminRefused``: the file system does not let us use it (77)
     * ``CannotCreate``: a file or socket we own cannot be made (73, EX_CANTCREAT)
     * ``UnknownCircuit``: a command names a circuit that the policy does not (64, EX_USAGE)
     * ``RecordingError``: a recording of streams cannot be used (65, EX_DATAERR)
@@ -27,6 +28,7 @@ from dataclasses import dataclass
 
 __all__ = [
     "AdminError",
+    "AdminRefused",
     "CannotCreate",
     "CircuitloomError",
     "ControlClosed",
@@ -122,6 +124,12 @@ class AdminError(CircuitloomError):
     """The agent's admin socket cannot be used."""
 
     exit_code = 69
+
+
+class AdminRefused(AdminError):
+    """The file system does not let us use the agent's admin socket."""
+
+    exit_code = 77
 
 
 class CannotCreate(CircuitloomError):

@@ -10,17 +10,19 @@ import socket
 import stat
 import threading
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from circuitloom import admin
-from circuitloom.admin import AdminServer, ask
+from circuitloom.admin import AdminServer, ask, follow
 from circuitloom.errors import AdminError, CannotCreate
 
 WAIT_SECONDS = 10.0
 STATUS = {"command": "status"}
+ALIEN = [b"garbage\n", b"[1]\n", b'{"a": 1', b"\xff\n", b"[" * 5000 + b"\n"]
 
 
 def answer_status(request: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -297,19 +299,29 @@ class Liar:
 
 
 @pytest.mark.parametrize(
-    "answer", [b"", b"garbage\n", b"[1]\n", b'{"a": 1', b"\xff\n", b"[" * 5000 + b"\n", None]
+    ("answer", "said"),
+    [
+        (b"", "no answer, the connection was closed; an agent serves 32 clients at a time"),
+        *((alien, "what answers there is no circuitloom: name its admin socket") for alien in ALIEN),
+        (None, "no answer within 0.2 s; does the agent hang"),
+    ],
 )
-def test_no_usable_answer_is_one_line(
-    path: Path, answer: bytes | None, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("asked", [partial(ask, request=STATUS), lambda path: next(follow(path))])
+def test_no_usable_answer_is_one_line_that_says_what_to_do(
+    path: Path,
+    answer: bytes | None,
+    said: str,
+    asked: Callable[[str], object],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(admin, "CLIENT_TIMEOUT_SECONDS", 0.2)
     liar = Liar(path, answer)
     try:
         with pytest.raises(AdminError) as caught:
-            ask(str(path), STATUS)
+            asked(str(path))
     finally:
         liar.close()
-    assert str(caught.value).startswith(f"{path}: no usable answer")
+    assert str(caught.value).startswith(f"{path}: {said}")
     assert "\n" not in str(caught.value)
 
 
@@ -341,8 +353,11 @@ def test_a_socket_we_may_not_use_is_one_line(path: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
 
-    with pytest.raises(AdminError, match="not allowed; run as root or as a member of the agent's group"):
+    with pytest.raises(
+        AdminError, match="not allowed; run as root or as a member of the agent's group"
+    ) as caught:
         ask(str(path), STATUS)
+    assert caught.value.exit_code == 77
 
 
 def test_a_path_too_long_for_a_socket_is_one_line() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -171,6 +172,33 @@ def test_wrong_arguments_are_one_line_and_64(run: Run, arguments: tuple[str, ...
     assert ran.err.endswith("--help\n")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("status --nonsense", "circuitloom status: unrecognized arguments: --nonsense"),
+        ("check a b", "circuitloom check: unrecognized arguments: b"),
+        ("weight a x", "circuitloom weight: argument N: must be a number from 1 to 1000"),
+        ("weight a 0", "circuitloom weight: argument N: must be a number from 1 to 1000"),
+        ("demo --seconds -1", "circuitloom demo: argument --seconds: must be a number from 1 to 3600"),
+        ("demo --seconds nan", "circuitloom demo: argument --seconds: must be a number from 1 to 3600"),
+        ("demo --relays 0", "circuitloom demo: argument --relays: must be a number from 1 to 50"),
+        ("demo --relays 1000", "circuitloom demo: argument --relays: must be a number from 1 to 50"),
+    ],
+)
+def test_a_wrong_argument_is_the_command_s_before_anything_is_begun(
+    run: Run, arguments: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def begin(_options: object) -> int:
+        raise AssertionError("it has begun")
+
+    for name in ("demo", "order"):
+        monkeypatch.setitem(cli._COMMANDS, name, begin)
+    ran = run(*arguments.split())
+
+    assert (ran.code, ran.out) == (64, "")
+    assert ran.err == f"{said}; see {said.partition(':')[0]} --help\n"
+
+
 def test_an_unknown_command_as_a_program() -> None:
     ran = program("nonsense")
 
@@ -239,6 +267,36 @@ def test_a_reader_that_has_seen_enough_is_no_failure() -> None:
         err = process.stderr.read()
         assert process.wait(30) == 0
     assert err == b""
+
+
+def test_a_full_disk_under_the_output_is_one_line() -> None:
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "circuitloom", "schema"],
+            check=False,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=30,
+        )
+
+    assert done.returncode == 74
+    assert done.stderr == "circuitloom: the output cannot be written: No space left on device\n"
+
+
+@pytest.mark.parametrize("descriptor", [0, 1, 2])
+def test_a_closed_standard_stream_is_nowhere(descriptor: int) -> None:
+    ends = "<" if descriptor == 0 else ">"
+    done = subprocess.run(
+        ["/bin/sh", "-c", f'exec "$0" -m circuitloom schema {descriptor}{ends}&-', sys.executable],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+
+    assert (done.returncode, done.stderr) == (0, "")
+    assert bool(done.stdout) == (descriptor != 1)
 
 
 def test_what_a_terminal_cannot_show_is_escaped(short_path: Path) -> None:
@@ -410,3 +468,29 @@ def test_an_interrupted_command_is_130_without_a_word(
     ran = run("check", str(policy))
 
     assert (ran.code, ran.out, ran.err) == (130, "", "")
+
+
+INTERRUPTED_WHILE_LOADING = """
+import os, runpy, signal, sys
+
+class Finder:
+    def find_spec(self, name, path, target=None):
+        if name == "circuitloom.service":
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Finder())
+sys.argv = ["circuitloom", "schema"]
+runpy.run_module("circuitloom", run_name="__main__")
+"""
+
+
+def test_a_command_interrupted_while_it_is_loaded_ends_without_a_word() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED_WHILE_LOADING],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")

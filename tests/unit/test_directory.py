@@ -282,6 +282,28 @@ def test_a_reload_that_selects_relays_fetches_them_and_one_that_does_not_stops(p
     agent(policy_path, directory_of(*WIDE[:3]), script)
 
 
+def test_after_a_reload_that_asks_for_countries_nothing_is_selected_without_them(policy_path: Path) -> None:
+    rule = f"fingerprint: [{'B' * 40}]}}"
+    answers = directory_of(*WIDE[:3])
+
+    def script(fake: FakeControlPort) -> None:
+        fake.wait_for(extend_over("ACB"))
+        wait_until(lambda: status(policy_path)["circuits"][1]["state"] == "built")
+        fake.answers.update(directory_of(*WIDE[:4], guards="DA"))
+        fake.answers["GETINFO ip-to-country"] = ""
+        change_policy(policy_path, rule, f"{rule}, avoid: {{country: [us]}}")
+        reload(policy_path)
+        fake.wait_for("GETINFO ip-to-country/10.10.0.1")
+        # Other guards are no reason to go on without what is still being asked for.
+        fake.tell(f"GUARD ENTRY ${'A' * 40}~relayA DOWN")
+        status(policy_path)
+        fake.tell("CIRC 99 FAILED REASON=TIMEOUT")
+        status(policy_path)
+        assert fake.count("EXTENDCIRCUIT 0 $") == 1
+
+    agent(policy_path, answers, script)
+
+
 def reload(policy_path: Path) -> None:
     answer = ask(str(policy_path.parent / "admin.sock"), {"command": "reload"})
     assert answer["is_applied"]

@@ -206,6 +206,12 @@ def test_more_connections_than_a_wallet_has_circuits_for_are_tor_s() -> None:
     assert ours == {Outcome.CARRIED, Outcome.TOR}
 
 
+def test_only_circuits_of_a_rule_take_its_streams_over() -> None:
+    losses = trial("rules", Load(1000), lose=["wallet-1", "wallet-2"]).losses
+
+    assert [set(loss.taken_by) for loss in losses] == [{"wallet-2"}, {"wallet-1"}]
+
+
 def test_rules_send_each_purpose_to_its_own_circuits() -> None:
     fates = record("rules", Load(800)).fates
     names = {number: {fate.name for fate in fates if fate.rule == number} for number in (1, 2, 3, 4)}

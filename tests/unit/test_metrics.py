@@ -132,6 +132,22 @@ def test_a_histogram_has_each_class_with_all_below_it() -> None:
     assert values(driver, "connect_seconds_sum") == pytest.approx({"primary": 0.254, "backup": 70.25})
 
 
+def test_what_may_take_longer_than_a_connect_has_classes_as_far_as_it_may_last() -> None:
+    driver = balancing()
+    for told, longest in ((driver.pool.tally.waits, 100.0), (driver.pool.tally.builds, 60.0)):
+        told.observe(25.0)
+        told.observe(longest)
+
+    for name, longest in (("wait_seconds", 100.0), ("build_seconds", 60.0)):
+        of = {
+            float(sample.labels["le"]): sample.value
+            for sample in samples(driver)[f"circuitloom_{name}_bucket"]
+            if sample.labels["le"] != "+Inf"
+        }
+        known = of[20.0]
+        assert (of[30.0], of[longest]) == (known + 1, known + 2)
+
+
 def test_circuits_are_told_by_state_with_weights_and_guards() -> None:
     slots = Slot("a", weight=3), Slot("b"), Slot("spare", role=Role.BACKUP)
     driver = balancing(policy_of(*slots, eject=Eject(consecutive_failures=2)))
@@ -160,6 +176,32 @@ def test_what_happened_to_the_agent_is_told() -> None:
     assert value("decision_seconds_count") == 5
     assert value("resident_memory_bytes") > 1 << 20
     assert 3 <= value("open_fds") < value("max_fds")
+
+
+def test_streams_that_tor_put_on_a_circuit_are_no_attachments_that_failed() -> None:
+    driver = Driver(policy_of("a", "b", min_active=2))
+    driver.connect()
+    driver.build(30)
+    driver.tell(opened(1)[0], sent(1, 30))
+    driver.tell("STREAM 1 FAILED 30 example.com:80 REASON=END REMOTE_REASON=CONNECTREFUSED", closed(1))
+
+    assert values(driver, "attachments_total") == {"a": 0, "b": 0}
+    assert set(values(driver, "streams_total").values()) == {0}
+    assert driver.snapshot().failed_total == 0
+
+
+def test_what_drains_already_when_it_grows_old_is_no_rotation() -> None:
+    rotation = Rotation(max_age_seconds=60.0, jitter=0.0)
+    driver = balancing(policy_of("a", rotation=rotation))
+    driver.tell(*opened(1))
+    driver.wait(30.0)
+    driver.reload(policy_of(Slot("a", path=("A" * 40, "B" * 40)), rotation=rotation))
+    driver.build(31)
+    assert [circuit.state for circuit in driver.snapshot().circuits] == ["built", "draining"]
+
+    driver.wait(30.0)
+
+    assert values(driver, "rotations_total") == {"a": 0}
 
 
 def test_rotations_are_told_by_circuit() -> None:

@@ -200,6 +200,15 @@ def test_relays_that_rest_are_taken_only_where_no_other_fits() -> None:
     assert paths(PathRules(exit=of(letters="E"), middle=of(letters="BCF")), "ABCD") == {"FBE", "FCE"}
 
 
+def test_what_was_worked_out_for_other_guards_need_not_be_again() -> None:
+    """While a guard rests each build asks for the others; among 8,000 relays to find them takes 20 ms."""
+    relays = snapshot(*WIDE, guards="CA")
+    found = relays.with_guards(relays.guards[:1]).candidates(Position.EXIT, PathRules())
+
+    assert relays.candidates(Position.EXIT, PathRules()) is found
+    assert relays.with_guards(relays.guards[1:]).candidates(Position.EXIT, PathRules()) is found
+
+
 def test_a_guard_that_is_not_in_the_consensus_is_passed_over() -> None:
     relays = snapshot(*WIDE, guards="CA")
     gone = Relays(

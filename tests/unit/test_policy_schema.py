@@ -42,7 +42,10 @@ from circuitloom.policy import (
     parse_policy,
     schema_text,
 )
+from circuitloom.policy.health import Degrade, Panic
+from circuitloom.policy.path_types import Diversity
 from circuitloom.policy.probing import Probe
+from circuitloom.policy.rotation import Rotation
 from circuitloom.policy.schema import fill_defaults, load_schema
 from circuitloom.policy.types import Match, Overflow, Rule, RuleAction, UnixAddress, WhenFull
 from circuitloom.policy.values import ValueFault, parse_control
@@ -233,6 +236,18 @@ def test_nothing_is_probed_by_default_and_by_the_defaults_of_the_dataclass_if_as
 
     probe = parse_policy(MINIMAL + b"health: {probe: {targets: [a.example:80]}}\n", name="on").health.probe
     assert probe == Probe(UnixAddress("/run/tor/socks"), ("a.example:80",))
+
+
+def test_what_a_part_of_health_does_is_by_default_what_its_dataclass_does() -> None:
+    assert parse_policy(MINIMAL + b"health: {panic: {}}\n", name="on").health == Health(panic=Panic())
+
+    assert parse_policy(MINIMAL + b"health: {degrade: {}}\n", name="on").health == Health(degrade=Degrade())
+
+
+def test_the_defaults_of_rotation_and_paths_are_those_of_the_dataclasses() -> None:
+    policy = parse_policy(MINIMAL + b"rotation: {}\npaths: {}\n", name="minimal")
+
+    assert (policy.rotation, policy.diversity) == (Rotation(), Diversity())
 
 
 def test_the_defaults_of_rounds_are_those_of_the_dataclass() -> None:

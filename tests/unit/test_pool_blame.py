@@ -6,8 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from circuitloom.model import CircuitId
-from circuitloom.policy.types import Match, Retry, Rule, Slot
+from circuitloom.policy.types import Match, Retry, Rule, Slot, WhenExhausted
 from circuitloom.pool.blame import DEAD_CIRCUITS, FAULTY_TARGETS, MAX_SUSPECTS, SUSPECT_SECONDS, Blame
+from circuitloom.pool.dispatch import MAX_FAILURES_OF_DEAD
 from circuitloom.pool.slots import Circuit
 from unit.pool_driver import Driver, balancing, closed, detached, opened, policy_of
 
@@ -15,22 +16,71 @@ MANY = tuple(f"c{number}" for number in range(8))
 
 
 def fail(driver: Driver, stream_id: int, target: str) -> list[str]:
-    """A stream to a destination that no circuit connects; returns the circuits it was attached to."""
+    """A stream to a destination that no circuit connects; returns the circuits it was attached to.
+
+    Tor gives an address up at its third failure.
+    """
     circuits: list[str] = []
     commands = driver.tell(*opened(stream_id, target))
     while commands and commands[0].split()[2] != "0;":
         circuits.append(commands[0].split()[2].rstrip(";"))
+        if len(circuits) == 3:
+            driver.tell(f"STREAM {stream_id} FAILED {circuits[-1]} {target} REASON=END REMOTE_REASON=MISC")
+            break
         commands = driver.tell(*detached(stream_id, int(circuits[-1])))
     driver.tell(closed(stream_id))
     return circuits
 
 
-def test_a_dead_destination_stays_on_circuits_that_it_has_cost_already() -> None:
+def test_a_dead_destination_stays_on_circuits_that_it_has_cost_already_until_tor_gives_it_up() -> None:
     driver = balancing(policy_of(*MANY))
 
     assert fail(driver, 1, "dead.example:80") == ["30", "31", "32"]
-    assert fail(driver, 2, "dead.example:80") == ["30"]
-    assert fail(driver, 3, "dead.example:80") == ["30"]
+    assert fail(driver, 2, "dead.example:80") == ["30", "30", "30"]
+    assert fail(driver, 3, "dead.example:80") == ["30", "30", "30"]
+
+
+def test_where_the_policy_closes_it_fails_at_once() -> None:
+    driver = balancing(policy_of(*MANY, retry=Retry(exhausted=WhenExhausted.CLOSE)))
+    fail(driver, 1, "dead.example:80")
+
+    driver.tell(*opened(2, "dead.example:80"))
+    assert driver.tell(*detached(2, 30)) == ["CLOSESTREAM 2 1; failed on 1 circuits"]
+
+
+def test_what_tor_does_not_count_may_be_the_circuits_fault_and_is_left_to_tor() -> None:
+    """Three exits that a destination drops without a word are not all exits."""
+    driver = balancing(policy_of(*MANY))
+    fail(driver, 1, "dead.example:80")
+
+    driver.tell(*opened(2, "dead.example:80"))
+    assert driver.tell(*detached(2, 30, "TIMEOUT")) == ["ATTACHSTREAM 2 0; failed on 1 circuits"]
+
+
+def test_a_stream_that_tor_never_gives_up_is_its_in_the_end() -> None:
+    driver = balancing(policy_of(*MANY))
+    fail(driver, 1, "dead.example:80")
+    commands = driver.tell(*opened(2, "dead.example:80"))
+
+    failures = 0
+    while commands == ["ATTACHSTREAM 2 30; c0"]:
+        failures += 1
+        commands = driver.tell(*detached(2, 30))
+
+    assert failures == MAX_FAILURES_OF_DEAD
+    assert commands == [f"ATTACHSTREAM 2 0; failed on {failures} circuits"]
+
+
+def test_streams_of_dead_destinations_use_no_retries_up() -> None:
+    driver = balancing(policy_of(*MANY, retry=Retry(attempts=2, budget=0.0)))
+    fail(driver, 1, "dead.example:80")
+    for stream_id in range(100, 150):
+        driver.tell(*opened(stream_id, "dead.example:80"))
+        assert driver.tell(*detached(stream_id, 30)) == [f"ATTACHSTREAM {stream_id} 30; c0"]
+
+    command = driver.tell(*opened(2, "alive.example:80"))[0]
+    (again,) = driver.tell(*detached(2, int(command.split()[2].rstrip(";"))))
+    assert again.split()[2] != "0;"
 
 
 def test_a_destination_that_tor_gives_up_fails_on_the_last_circuit_as_well() -> None:
@@ -38,7 +88,7 @@ def test_a_destination_that_tor_gives_up_fails_on_the_last_circuit_as_well() -> 
     driver.tell(*opened(1, "dead.example:80"), *detached(1, 30), *detached(1, 31))
     driver.tell("STREAM 1 FAILED 32 dead.example:80 REASON=END REMOTE_REASON=MISC", closed(1))
 
-    assert fail(driver, 2, "dead.example:80") == ["30"]
+    assert fail(driver, 2, "dead.example:80") == ["30", "30", "30"]
 
 
 def test_the_end_of_a_circuit_says_nothing_of_a_destination() -> None:
@@ -64,8 +114,8 @@ def test_a_dead_destination_goes_elsewhere_when_its_circuits_are_gone() -> None:
     for circuit_id in (30, 31, 32):
         driver.tell(f"CIRC {circuit_id} CLOSED REASON=FINISHED")
 
-    assert fail(driver, 2, "dead.example:80") == ["33"]
-    assert fail(driver, 3, "dead.example:80") == ["33"]
+    assert fail(driver, 2, "dead.example:80") == ["33", "33", "33"]
+    assert fail(driver, 3, "dead.example:80") == ["33", "33", "33"]
 
 
 def test_a_destination_that_answers_is_acquitted() -> None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from circuitloom.policy.types import ColdStart, Keys, Match, Policy, Rule, Slot, WhenNone
-from unit.pool_driver import Driver, balancing, isolating, opened
+from unit.pool_driver import Driver, balancing, isolating, opened, policy_of
 
 RULES = (Rule(Match(socks_user="*b*"), circuits=frozenset({"two"})),)
 
@@ -24,6 +24,17 @@ def half_warm(settings: Policy) -> Driver:
     assert driver.tell(*opened(2, user="bert"))[-2:] == ["EXTENDCIRCUIT 0; one", "EXTENDCIRCUIT 0; two"]
     driver.build(32)
     return driver
+
+
+def test_a_stream_that_is_held_for_circuits_that_a_reload_removes_does_not_wait_for_ever() -> None:
+    rules = (Rule(Match(), circuits=frozenset({"a"})),)
+    driver = balancing(policy_of("a", "b", rules=rules, when_none=WhenNone.HOLD))
+    driver.tell("CIRC 30 CLOSED REASON=DESTROYED")
+    assert driver.tell(*opened(1)) == []
+
+    commands = driver.reload(policy_of("b", when_none=WhenNone.HOLD))
+
+    assert commands == ["CLOSESTREAM 1 1; the policy has none of its circuits any more"]
 
 
 def test_they_wait_for_the_one_that_is_on_its_way() -> None:

@@ -297,6 +297,18 @@ def test_without_isolation_nothing_is_idle() -> None:
     assert driver.pool.next_deadline() is None
 
 
+@pytest.mark.parametrize(("seconds", "rest"), [(20.0, 10.0), (600.0, 590.0)])
+def test_a_reload_says_how_long_those_may_be_idle_that_are(seconds: float, rest: float) -> None:
+    driver = two_keys(idle_seconds=60.0)
+    driver.tell(closed(1))
+    driver.now += 10.0
+
+    driver.reload(isolating("only", keys=Keys(idle_seconds=seconds)))
+
+    assert driver.wait(rest - 0.1) == []
+    assert driver.wait(0.1) == ["CLOSECIRCUIT 30 IfUnused"]
+
+
 def test_a_reload_that_allows_fewer_circuits_ends_idle_keys_first() -> None:
     driver = balancing(isolating("only"))
     driver.tell(*opened(1, user="alice"), *opened(2, user="bob"), *opened(3, user="carol"))

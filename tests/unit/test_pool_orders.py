@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from circuitloom.model import CircuitOrdered, Order
-from circuitloom.policy.types import Algorithm, Role, Slot
+from circuitloom.policy.types import Algorithm, Match, Role, Rule, Slot, WhenFull
 from unit.pool_driver import GIVE_BACK, TAKE_OVER, Driver, balancing, isolating, opened, policy_of, sent
 
 
@@ -50,6 +50,22 @@ def test_when_all_are_drained_tor_assigns_until_one_is_ready() -> None:
 
     assert order(driver, Order.DRAIN, "only") == [GIVE_BACK]
     assert order(driver, Order.READY, "only") == [TAKE_OVER]
+
+
+def test_nobody_waits_for_room_on_circuits_of_a_rule_that_are_drained() -> None:
+    rules = (Rule(Match(), circuits=frozenset({"a"})),)
+    driver = balancing(policy_of("a", "b", rules=rules, when_full=WhenFull.QUEUE))
+    order(driver, Order.DRAIN, "a")
+
+    assert driver.tell(*opened(1)) == ["ATTACHSTREAM 1 0; no circuit is usable"]
+
+
+def test_nobody_waits_for_a_drained_circuit_whose_name_is_gone() -> None:
+    driver = balancing(policy_of("a", "b"))
+    order(driver, Order.DRAIN, "a")
+    driver.reload(policy_of("c"))
+
+    assert driver.tell("CIRC 31 CLOSED REASON=DESTROYED") == [GIVE_BACK]
 
 
 def test_a_drained_circuit_that_dies_is_built_again_and_stays_drained() -> None:

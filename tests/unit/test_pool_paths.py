@@ -106,6 +106,19 @@ def test_where_no_relay_fits_the_log_says_why_once_an_attempt_and_others_are_bui
     assert [letters(command) for command in driver.wait(2.0)] == ["AB9"]
 
 
+def test_a_reload_that_avoids_a_country_waits_until_it_is_known_which_relays_are_there() -> None:
+    """The agent asks Tor for countries only when a policy needs them."""
+    relays = [Made(letter) for letter in "ABCDEF"]
+    driver, asked = driven(policy_of(slot("u", one_exit("F"))), snapshot(*relays, guards="A"))
+    driver.build_as_asked(asked[0], 30)
+    avoided = one_exit("F", avoid=RelayRule(countries=frozenset({"us"})))
+
+    assert driver.reload(policy_of(slot("u", avoided))) == []
+    countries = {"B": "us", "C": "us", "D": "us", "E": "de"}
+    (command,) = driver.learn(snapshot(*relays, guards="A", countries=countries))
+    assert letters(command) == "AEF"
+
+
 def test_a_path_that_failed_is_selected_anew_and_at_once_when_another_circuit_is_built() -> None:
     driver, _ = driven(policy_of(slot("chosen"), "auto"))
     driver.reply_to_build("250 EXTENDED 30")
@@ -132,6 +145,18 @@ def test_a_guard_that_no_circuit_reaches_rests_and_is_tried_again(kind: str) -> 
 
     # Where the first hop was reached, it is not the guard that fails.
     assert firsts == ("AAA" + "A" * 8 if kind else "AAAFFFAAAAA")
+
+
+def test_a_guard_rests_only_where_another_one_leads_to_the_exit() -> None:
+    """The policy leaves the circuit one of Tor's guards, however often that one fails."""
+    rules = one_exit("E", avoid=RelayRule(fingerprints=frozenset({"F" * 40})))
+    policy = policy_of(slot("u", rules), rebuild=Rebuild(10.0, 10.0, 0.0))
+    driver, asked = driven(policy, snapshot(*(Made(letter) for letter in "ABCDEF"), guards="AF"))
+    for number in range(30, 35):
+        assert [letters(command)[0] for command in asked] == ["A"]
+        driver.reply_to_build(f"250 EXTENDED {number}")
+        driver.tell(f"CIRC {number} FAILED REASON=CHANNEL_CLOSED")
+        asked = driver.wait(10.0)
 
 
 def test_a_relay_that_a_circuit_did_not_get_to_rests_while_there_is_another() -> None:

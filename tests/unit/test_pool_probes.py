@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from circuitloom.model import ProbeOutcome
+from circuitloom.model import CircuitOrdered, Order, ProbeOutcome
 from circuitloom.policy.probing import Probe
 from circuitloom.policy.types import (
     Eject,
@@ -694,6 +694,20 @@ def test_a_policy_without_probes_lets_everyone_in_and_one_with_others_begins_ane
     driver.reload(policy_of("a", "b", isolation=Isolation.TOR))
     assert driver.circuit("a").probe is None
     assert edge.pass_time(100) == []
+
+
+def test_a_circuit_that_is_down_stays_out_whatever_else_a_reload_or_the_operator_changes() -> None:
+    driver = probing(TCP, "a", "b")
+    Edge(driver, "30").pass_time(31)
+    assert driver.states()["a"] == "down"
+
+    policy = driver.pool.policy
+    driver.reload(replace(policy, health=replace(policy.health, eject=Eject(5, 30.0, 50))))
+    assert driver.states()["a"] == "down"
+    for order in (Order.DRAIN, Order.READY):
+        driver.give(CircuitOrdered(order, "a"))
+    assert driver.states()["a"] == "down"
+    assert driver.tell(*opened(8, user="alice", password="pw")) == ["ATTACHSTREAM 8 31; b"]  # noqa: S106
 
 
 def test_a_reload_that_changes_nothing_of_probes_keeps_what_they_found() -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from circuitloom.model import Disconnected
-from circuitloom.policy.types import Algorithm, Role, Slot, WhenNone
-from unit.pool_driver import GIVE_BACK, TAKE_OVER, Driver, balancing, built, opened, policy_of
+import pytest
+
+from circuitloom.model import Disconnected, Purpose
+from circuitloom.policy.types import Adopt, Algorithm, Role, Slot, WhenNone
+from circuitloom.pool.builder import MAX_PARALLEL_BUILDS
+from unit.pool_driver import GIVE_BACK, TAKE_OVER, Driver, balancing, built, created, opened, policy_of
 
 ONLY = policy_of("only")
 FIXED = ("A" * 40, "B" * 40, "C" * 40)
@@ -74,6 +77,22 @@ def test_a_name_that_comes_back_while_its_circuit_still_serves_keeps_it() -> Non
     assert driver.tell(*opened(1)) == ["ATTACHSTREAM 1 30; old"]
 
 
+@pytest.mark.parametrize("is_same", [True, False])
+def test_a_circuit_under_way_when_the_connection_was_lost_does_not_stay_in_tor(is_same: bool) -> None:
+    """Of purpose controller Tor would keep it, unused, for good; an id alone may be somebody else's."""
+    driver = Driver(policy_of("only", purpose=Purpose.CONTROLLER))
+    driver.connect()
+    driver.reply_to_build("250 EXTENDED 30")
+    driver.tell(f"CIRC 30 LAUNCHED PURPOSE=CONTROLLER {created(30)}")
+    driver.give(Disconnected())
+
+    line = built(30, Purpose.CONTROLLER).replace(created(30), created(30 if is_same else 31))
+    commands = driver.connect(circuits=line)
+
+    closes = ["CLOSECIRCUIT 30 IfUnused"] if is_same else []
+    assert commands == [*closes, "EXTENDCIRCUIT 0 purpose=controller; only"]
+
+
 def test_a_draining_circuit_found_empty_after_a_reconnect_is_closed() -> None:
     driver = balancing(policy_of("keep", "drop"))
     driver.tell(*opened(1), *opened(2))
@@ -105,6 +124,17 @@ def test_another_path_for_a_circuit_under_way_starts_over() -> None:
         "CLOSECIRCUIT 30 IfUnused",
         f"EXTENDCIRCUIT 0 {fixed}; primary",
     ]
+
+
+def test_a_circuit_whose_turn_has_not_come_and_that_others_have_to_build_now_is_not_built() -> None:
+    names = [f"n{number}" for number in range(MAX_PARALLEL_BUILDS + 1)]
+    driver = Driver(policy_of(*names))
+    assert len(driver.connect()) == MAX_PARALLEL_BUILDS
+
+    driver.reload(policy_of(*names[:-1], Slot(names[-1], adopt=Adopt())))
+
+    commands = driver.build(*range(30, 30 + MAX_PARALLEL_BUILDS))
+    assert [command for command in commands if command.startswith("EXTENDCIRCUIT")] == []
 
 
 def test_the_outdated_circuit_s_end_does_not_start_a_second_build() -> None:

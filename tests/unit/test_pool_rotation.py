@@ -289,6 +289,15 @@ def test_the_one_that_is_built_instead_of_it_does() -> None:
 # --- reload, reconnect, keys -------------------------------------------------------------------------------
 
 
+def test_one_that_was_spent_on_its_way_out_is_replaced_when_its_name_comes_back() -> None:
+    rotation = Rotation(max_streams_total=2, jitter=0.0)
+    driver = balancing(policy_of("a", rotation=rotation))
+    assert driver.reload(policy_of("b", rotation=rotation)) == ["EXTENDCIRCUIT 0; b"]
+    assert driver.tell(*opened(1), *opened(2)) == ["ATTACHSTREAM 1 30; a", "ATTACHSTREAM 2 30; a"]
+
+    assert driver.reload(policy_of("a", rotation=rotation)) == [BUILD_A]
+
+
 def test_a_reload_brings_the_bounds_into_force_for_what_is_there() -> None:
     driver = balancing(policy_of("a"))
     driver.now += 100

@@ -104,7 +104,7 @@ def test_a_stream_is_tried_on_three_circuits_at_most() -> None:
     for circuit_id in (30, 31, 32):
         commands += driver.tell(
             f"STREAM 1 SENTCONNECT {circuit_id} a:80",
-            f"STREAM 1 DETACHED {circuit_id} a:80 REASON=END REMOTE_REASON=MISC",
+            f"STREAM 1 DETACHED {circuit_id} a:80 REASON=TIMEOUT",
             f"STREAM 1 CONTROLLER_WAIT {circuit_id} a:80",
         )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -13,6 +14,7 @@ from circuitloom.policy.types import Eject
 from circuitloom.status import status_document
 from circuitloom.tables import status_table
 from unit.pool_driver import Driver, balancing, closed, opened, policy_of, sent
+from unit.test_pool_probes import TCP, Edge, probing
 
 slowly = partial(policy_of, slow_start_seconds=10.0)
 """A policy in which a fresh circuit takes ten seconds to have all of its weight."""
@@ -78,6 +80,37 @@ def test_a_circuit_that_comes_back_from_an_ejection_begins_slowly() -> None:
 
     assert factors(driver) == {"a": 1.0, "b": 0.1}
     assert spread(driver, 110, first=10) == {"a": 100, "b": 10}
+
+
+def test_so_does_one_that_comes_back_early_because_others_went() -> None:
+    once = partial(slowly, eject=Eject(consecutive_failures=1, max_percent=50))
+    driver = balancing(once("a", "b", "c", "d"))
+    driver.now += 100
+    for stream_id, circuit_id in ((101, 30), (102, 31)):
+        driver.tell(*opened(stream_id, f"host{stream_id}.example:80"))
+        end = "REASON=END REMOTE_REASON=MISC"
+        driver.tell(f"STREAM {stream_id} FAILED {circuit_id} host{stream_id}.example:80 {end}")
+    assert driver.states() == {"a": "ejected", "b": "ejected", "c": "built", "d": "built"}
+
+    driver.reload(once("a", "b", "c"))
+
+    assert driver.said == ["info: circuit a (30) takes streams again"]
+    assert factors(driver)["a"] == 0.1
+
+
+def test_so_does_one_whose_probes_pass_again() -> None:
+    driver = probing(TCP, "a", "b")
+    policy = driver.pool.policy
+    driver.reload(replace(policy, health=replace(policy.health, slow_start_seconds=10.0)))
+    edge = Edge(driver, "30")
+    edge.pass_time(31)
+    assert driver.states()["a"] == "down"
+
+    edge.bad.clear()
+    edge.pass_time(60)
+
+    assert driver.states() == {"a": "built", "b": "built"}
+    assert factors(driver)["a"] < 1
 
 
 def test_status_and_explain_show_it() -> None:

@@ -9,6 +9,7 @@ import os
 import sqlite3
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -112,6 +113,19 @@ def test_rounds_alternate_until_their_number_and_are_listed(
     assert main(["rounds", "--state", str(state), "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == listed
     assert not list(state.glob("*-shm"))
+
+
+def test_a_run_that_is_asked_again_is_not_the_next_round(rounds_policy: Path) -> None:
+    hook(rounds_policy.parent, "kill -9 $$")
+    change_policy(rounds_policy, "interval: 300ms", "interval: 10m")
+    told = []
+
+    def is_over() -> bool:
+        told.append(status(rounds_policy)["rounds"])
+        return outcomes(rounds_policy) == [(1, "primary", "unknown")]
+
+    assert serve(rounds_policy, lambda: wait_until(is_over)) == 0
+    assert all(rounds["next_in_seconds"] > 500 for rounds in told if rounds["next_round"] == 2)
 
 
 def test_what_became_of_rounds_is_in_the_metrics(rounds_policy: Path) -> None:
@@ -356,6 +370,34 @@ def test_a_ledger_of_another_agent_is_waited_for(
     assert log.text.count("another circuitloom serves it") == 1
 
 
+def test_a_reload_that_can_open_the_ledger_ends_the_wait_for_it(
+    rounds_policy: Path, state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else it would be opened a second time, with a timetable that knows nothing of the first one."""
+    monkeypatch.setattr("circuitloom.conductor.RETRY_SECONDS", 0.5)
+    change_policy(rounds_policy, "interval: 300ms", "interval: 10m")
+    opened = []
+
+    class Counted(Ledger):
+        def __init__(self, directory: Path) -> None:
+            opened.append(directory)
+            super().__init__(directory)
+
+    monkeypatch.setattr("circuitloom.conductor.Ledger", Counted)
+    (state / FILE_NAME).mkdir()
+
+    def script() -> None:
+        wait_until(lambda: status(rounds_policy)["rounds"]["problem"])
+        (state / FILE_NAME).rmdir()
+        opened.clear()
+        ask(f"{rounds_policy.parent}/admin.sock", {"command": "reload"})
+        wait_until(lambda: outcomes(rounds_policy) == [(1, "primary", "done")])
+        time.sleep(0.7)
+
+    assert serve(rounds_policy, script) == 0
+    assert opened == [state]
+
+
 def test_a_ledger_that_breaks_under_way_is_told_and_opened_anew(
     rounds_policy: Path, log: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -412,8 +454,8 @@ def test_bad_questions_for_rows(rounds_policy: Path, fake: FakeControlPort, requ
 def test_no_ledger_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["rounds", "--state", str(tmp_path)]) == 74
     assert (
-        capsys.readouterr().err
-        == f"circuitloom: ledger {tmp_path}/rounds.sqlite: No such file or directory\n"
+        capsys.readouterr().err == f"circuitloom: ledger {tmp_path}/rounds.sqlite: there is none: "
+        "no agent has run rounds with this state directory\n"
     )
 
 

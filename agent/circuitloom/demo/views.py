@@ -87,8 +87,8 @@ class PlainView:
         now = time.monotonic()
         if now >= self._next_line_at:
             self._next_line_at = now + LINE_SECONDS
-            shares = "  ".join(f"{name} {findings.share(name):.0%}" for name in WEIGHTS)
-            self._tell(f"  {shares}  {_counts(findings)}")
+            shares = " ".join(f"{name} {findings.share(name):.0%}" for name in WEIGHTS)
+            self._tell(f"{shares}  {_counts(findings).replace(',', '')}")
 
     def _tell(self, text: str) -> None:
         sys.stdout.write(f"{time.monotonic() - self._began_at:5.1f} s  {text}\n")
@@ -125,10 +125,10 @@ class LiveView:
 
         status = findings.status
         style = "bold green" if status["state"] == "balancing" else "bold yellow"
+        reason = status["reason"].removeprefix(f"{status['state']} ")
         elapsed_seconds = min(findings.elapsed_seconds, findings.seconds)
         return Group(
-            Text(f"\n {status['state'].upper()}", style=style)
-            + Text(f"  {status['reason']}", style="default"),
+            Text(f"\n {status['state'].upper()}", style=style) + Text(f"  {reason}", style="default"),
             Text(""),
             self._table(findings),
             Text(f"\n {_rates(findings)}"),

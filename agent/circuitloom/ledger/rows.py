@@ -73,6 +73,10 @@ def copy_of(directory: Path) -> Iterator[sqlite3.Connection]:
             copyfile(source, copy)
             with suppress(FileNotFoundError):
                 copyfile(source.with_name(FILE_NAME + "-wal"), copy.with_name(FILE_NAME + "-wal"))
+        except FileNotFoundError:
+            raise LedgerError(
+                f"ledger {source}: there is none: no agent has run rounds with this state directory"
+            ) from None
         except OSError as error:
             raise LedgerError(f"ledger {source}: {error.strerror}") from None
         connection = sqlite3.connect(copy, isolation_level=None)

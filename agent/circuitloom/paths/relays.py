@@ -185,8 +185,8 @@ class Relays:
     def with_guards(self, guards: tuple[str, ...]) -> Relays:
         """The same relays, of which Tor would use these as guards."""
         relays = dataclasses.replace(self, guards=guards)
-        # Who may have the other positions does not depend on them.
-        relays._known.update(self._known)  # noqa: SLF001 - of its own class
+        # Who may have the other positions does not depend on them, so whoever finds that finds it for both.
+        object.__setattr__(relays, "_known", self._known)
         return relays
 
     def country(self, relay: Relay) -> str:

@@ -35,6 +35,13 @@ _ODD_NUMBER = re.compile(r"[-+]?(0[0-9_]+|0[box][0-9A-Fa-f_]+|[0-9]+(_[0-9]+)+|[
 _EXPLAINED_BY_PARSER: frozenset[Path] = frozenset([("tor", "control"), ("metrics", "listen")])
 
 
+# 1.5s, 0.5h: a policy's durations are whole numbers of a unit.
+_FRACTION_OF_UNIT = re.compile(r"([0-9]{1,6}\.[0-9]{1,3})(s|m|h|d)")
+_SMALLER_UNIT = {"s": (1000, "ms"), "m": (60, "s"), "h": (60, "m"), "d": (24, "h")}
+
+# 0s, 0kB: right in form, and nothing.
+_NOTHING = re.compile(r"0+[A-Za-z]+")
+
 # 30 seconds, 1 min, 2 hours without their space.
 _LONG_UNIT = re.compile(r"([0-9]+)(s|m|h|d)(ecs?|econds?|ins?|inutes?|rs?|ours?|ays?)")
 
@@ -164,6 +171,8 @@ def _value_hint(node: Scalar, sub: dict[str, Any]) -> str:
         kind = f"means {str(node.value).lower()}" if isinstance(node.value, bool) else "is a number"
         return f', which {kind} in YAML: write "{node.text}" with quotes'
     guess = next((text for text in _respelled(node.text) if _fits(text, sub)), None)
+    if _NOTHING.fullmatch(node.text) and _fits(f"1{node.text}", sub):
+        return ": it must be more than nothing"
     guess = guess or _guess(node.text, tuple(sub.get("enum", ())))
     return f": did you mean `{guess}`?" if guess else ""
 
@@ -181,6 +190,9 @@ def _respelled(text: str) -> Iterator[str]:
         yield f"tcp:127.0.0.1:{tight}"
     if found := _LONG_UNIT.fullmatch(tight):
         yield found.expand(r"\1\2")
+    if found := _FRACTION_OF_UNIT.fullmatch(tight):
+        factor, unit = _SMALLER_UNIT[found[2]]
+        yield f"{float(found[1]) * factor:g}{unit}"
     if _FRACTION.fullmatch(tight):
         yield f"{float(tight):.0%}"
 

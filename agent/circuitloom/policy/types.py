@@ -425,3 +425,8 @@ class Policy:
     def path_rules(self) -> tuple[PathRules, ...]:
         """Of the circuits whose relays the agent selects."""
         return tuple(slot.path for slot in self.slots if isinstance(slot.path, PathRules))
+
+    @property
+    def uses_countries(self) -> bool:
+        """Whether any of them asks where a relay is."""
+        return any(rules.uses_countries for rules in self.path_rules)

@@ -45,7 +45,8 @@ from circuitloom.pool.tally import observe_connect
 _RESOLVES = frozenset({StreamStatus.NEWRESOLVE, StreamStatus.SENTRESOLVE})
 
 _FATAL_TO_CIRCUIT = frozenset({"MISC", "RESOLVEFAILED", "NOROUTE"})
-"""Tor takes no new streams of its own to a circuit after one such END, and soon closes it (tor-facts 0)."""
+"""Tor takes no new streams of its own to a circuit after one such END, and soon closes it (tor-facts 0). It
+counts them for each address, and gives the one up that has the third (tor-facts 3)."""
 
 
 class Attacher(Dispatcher):
@@ -259,6 +260,7 @@ class Attacher(Dispatcher):
             ours.connect_time.penalise(self.now)
         self._count_failure(stream)
         stream.failures += 1
+        stream.is_counted = event.keywords.get("REMOTE_REASON") in _FATAL_TO_CIRCUIT
         stream.tried = (*stream.tried, event.circuit_id)
         self._take_off(stream)
         stream.state = StreamState.NEW

@@ -192,13 +192,15 @@ class Circuits(Succession):
         """
         for circuit in list(self._members):
             event = there.get(circuit.circuit_id or CircuitId(""))
-            is_same = (
-                event is not None
-                and event.status is CircuitStatus.BUILT
-                and event.path == circuit.path
-                and event.keywords.get("TIME_CREATED", "") == circuit.created
-            )
-            if not is_same or circuit.state is CircuitState.LAUNCHED:
+            if event is not None and event.keywords.get("TIME_CREATED", "") != circuit.created:
+                event = None
+            if circuit.state is CircuitState.LAUNCHED:
+                # What became of it nobody heard: another one is built, and this one must not stay for good.
+                if event is not None:
+                    self._builder.close(circuit)
+                self._forget(circuit)
+                continue
+            if event is None or event.status is not CircuitStatus.BUILT or event.path != circuit.path:
                 self._forget(circuit)
                 if circuit.is_adopted:
                     self._say(
@@ -358,10 +360,11 @@ class Circuits(Succession):
             if is_moved:
                 # How the old path failed says nothing of the new one.
                 state.failures = 0
-                state.retry_at = None
-            if is_moved and state.building is not None:
                 self._builder.unwant(state)
-            if is_moved and state.circuit is not None:
+            if state.circuit is not None and (
+                is_moved or (state.circuit.wear.is_spent and not self.is_expiring)
+            ):
+                # One that was spent on its way out got no successor.
                 state.is_outdated = True
         for name, state in old.items():
             self._builder.unwant(state)

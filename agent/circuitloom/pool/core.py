@@ -177,12 +177,14 @@ class Pool(Told):
     def replace_policy(self, policy: Policy, *, now: float) -> list[Action]:
         """Go on with another policy: circuits that both name are kept, with their streams."""
         actions = self._begin(now)
+        is_blind = policy.uses_countries and not self._policy.uses_countries
         self._policy = policy
         self._attacher.replace_policy(policy)
         # Those that begin with this policy have no time yet.
         self._probes.set_time(now)
         self._planner.diversity = policy.diversity
-        if not policy.path_rules:
+        if is_blind or not policy.path_rules:
+            # Where relays are was not asked for until now: without that an avoided one looks like any other.
             self._planner.relays = None
         self._keys.replace_policy(policy)
         self._rotation.replace_rule(policy.rotation, self._builder.by_id.values())

@@ -31,11 +31,15 @@ from circuitloom.pool.blame import Blame
 from circuitloom.pool.builder import Builder
 from circuitloom.pool.circuits import Circuits
 from circuitloom.pool.ejections import Ejections
+from circuitloom.pool.isolation import IsolationKey
 from circuitloom.pool.keys import Keys
 from circuitloom.pool.rotation import Rotation
 from circuitloom.pool.slots import Circuit
 from circuitloom.pool.streams import Stream, StreamState
 from circuitloom.pool.table import StreamTable
+
+MAX_FAILURES_OF_DEAD = 30
+"""Tor ends every third stream that such a destination fails; nobody is so long among the other two."""
 
 _NO_RESOLVE = "only Tor's own circuits resolve names under purpose controller"
 
@@ -134,17 +138,32 @@ class Dispatcher(StreamTable):
             self._close(stream, "a rule rejects it")
         elif stream.key is None:
             self._release(stream, "what isolates it is not known")
-        elif stream.failures and not self._unanswered.may_retry(stream.failures, self.policy.failover.retry):
-            self._give_up(stream)
+        elif stream.failures:
+            self._serve_again(stream, stream.key)
         else:
-            circuits = stream.owner or self._keys.find(stream.key)
-            if circuits is None:
-                self._exceed(stream)
-                return
-            if stream.owner is None:
-                stream.owner = circuits
-                self._keys.add_stream(circuits)
-            self._choose(stream, circuits)
+            self._find_circuits(stream, stream.key)
+
+    def _serve_again(self, stream: Stream, key: IsolationKey) -> None:
+        """Tor detached the stream."""
+        circuit = self._circuit_spent_on(stream)
+        if circuit is not None:
+            stream.is_resigned = True
+            self._attach(stream, circuit)
+        elif self._unanswered.may_retry(stream.failures, self.policy.failover.retry):
+            self._find_circuits(stream, key)
+        else:
+            self._give_up(stream)
+
+    def _find_circuits(self, stream: Stream, key: IsolationKey) -> None:
+        """Choose among the circuits of the stream's key."""
+        circuits = stream.owner or self._keys.find(key)
+        if circuits is None:
+            self._exceed(stream)
+            return
+        if stream.owner is None:
+            stream.owner = circuits
+            self._keys.add_stream(circuits)
+        self._choose(stream, circuits)
 
     def _choose(self, stream: Stream, circuits: Circuits) -> None:
         if circuits.is_retired:
@@ -171,6 +190,19 @@ class Dispatcher(StreamTable):
         else:
             self._miss(stream, circuits)
 
+    def _circuit_spent_on(self, stream: Stream) -> Circuit | None:
+        """A circuit that the stream's dead destination has cost already, to be tried on until Tor gives up.
+
+        Left to Tor it would be tried on circuits that it has not cost yet, and ours are among those.
+        """
+        is_tors_to_end = self.policy.failover.retry.exhausted is WhenExhausted.TOR and stream.is_counted
+        if not is_tors_to_end or stream.failures >= MAX_FAILURES_OF_DEAD:
+            return None
+        if stream.owner is None or stream.owner.is_retired:
+            return None
+        dead_on = self._blame.circuits_of_dead(stream.target, now=self.now)
+        return stream.owner.candidate(dead_on, stream.among, stream.target)
+
     def _miss(self, stream: Stream, circuits: Circuits) -> None:
         """No circuit can take the stream now."""
         if circuits.panic is PanicAction.TOR:
@@ -180,12 +212,12 @@ class Dispatcher(StreamTable):
                 self._release(stream, "no other circuit can take it")
             else:
                 self._queue(stream, circuits)
-        elif circuits.is_usable_among(stream.among):
-            # To hold it is of no use: the circuits are there, and none of them leads where it goes.
+        elif why := _hopeless(stream, circuits):
+            # To hold it is of no use.
             if self.policy.failover.when_none is WhenNone.TOR:
-                self._release(stream, "every exit refuses its port")
+                self._release(stream, why)
             else:
-                self._close(stream, "every exit refuses its port")
+                self._close(stream, why)
         else:
             match self.policy.failover.when_none:
                 case WhenNone.TOR:
@@ -301,3 +333,13 @@ class Dispatcher(StreamTable):
             self._close(stream, why)
         else:
             self._release(stream, why)
+
+
+def _hopeless(stream: Stream, circuits: Circuits) -> str:
+    """Why no circuit that comes will take the stream; empty: one may."""
+    if circuits.is_usable_among(stream.among):
+        return "every exit refuses its port"
+    if stream.among is not None and stream.among.isdisjoint(circuits.slots):
+        # Its rule went with a reload while it waited.
+        return "the policy has none of its circuits any more"
+    return ""

@@ -14,7 +14,7 @@ Rules of this file:
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 
 from circuitloom.kinds import Kind
 from circuitloom.model import (
@@ -286,6 +286,10 @@ class Keys:
                 circuits.replace_policy(policy, self._choose_slots(circuits.number))
             else:
                 self._retire(circuits)
+        # Those that are idle are so for another time now.
+        looks = [(c.idle_since + self._idle_seconds, number, c) for _, number, c in self._deadlines]
+        heapify(looks)
+        self._deadlines = looks
         self._retire_surplus()
         self._replenish()
 

@@ -6,7 +6,7 @@ Rules of this file:
 * The exits of all circuits of a key count as taken, also of those that are being built or drain; those of the
   slot's own circuits, which this one succeeds, do not.
 * Tor learns that a guard is down from its own circuits only, and may build none: a guard that ours cannot
-  reach rests for a while, if there is another.
+  reach rests for a while, if another one leads to where the circuit has to go.
 * A relay farther on rests at its first failure: where few relays have the bandwidth, chance alone would take
   the same one again. Where no other fits it is tried all the same; it is never a reason for another guard.
 """
@@ -14,6 +14,7 @@ Rules of this file:
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
+from functools import partial
 
 from circuitloom.model import Hop
 from circuitloom.paths import Beside, NoPath, PortPolicy, Relays, breaks, select_path
@@ -90,18 +91,19 @@ class Planner:
         if self.relays is None:
             return None
         relays = self.relays
-        awake = tuple(guard for guard in relays.guards if self._resting_guards.get(guard, now) <= now)
-        if 0 < len(awake) < len(relays.guards):
-            relays = relays.with_guards(awake)
         resting = {relay for relay, until in self._resting.items() if until > now}
-        beside = _beside(state, rules, resting)
-        path = select_path(
-            relays,
-            rules,
+        select = partial(
+            select_path,
+            rules=rules,
             diversity=self.diversity,
-            beside=beside,
+            beside=_beside(state, rules, resting),
             uniform=self._uniform,
         )
+        awake = tuple(guard for guard in relays.guards if self._resting_guards.get(guard, now) <= now)
+        has_resting = 0 < len(awake) < len(relays.guards)
+        path = select(relays.with_guards(awake) if has_resting else relays)
+        if has_resting and isinstance(path, NoPath):
+            path = select(relays)
         if isinstance(path, NoPath):
             return path
         return tuple(Hop(relay.fingerprint, relay.nickname) for relay in path)

@@ -43,7 +43,7 @@ class Unanswered:
         """
         stream.is_unanswered = True
         self._count += 1
-        if stream.failures:
+        if stream.failures and not stream.is_resigned:
             stream.is_retry = True
             self._retries += 1
         if is_timed:

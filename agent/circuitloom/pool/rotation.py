@@ -197,7 +197,6 @@ class Rotation:
         if wear.is_spent or circuit.is_adopted:
             return
         wear.is_spent = True
-        circuit.slot.tally.rotations += 1
         if circuit.state is CircuitState.DRAINING:
             wear.drains_since = self.now
             self._look(circuit)

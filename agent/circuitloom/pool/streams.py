@@ -53,7 +53,9 @@ class Stream:
         attached_at: When we attached it last (seconds of the pool's clock).
         circuit: The circuit of ours that it is on, whoever attached it.
         tried: Ids of the circuits that could not connect it.
-        failures: How many of them Tor detached it from.
+        failures: How often Tor detached it.
+        is_counted: Whether Tor holds the last time against its destination, which it gives up after a few.
+        is_resigned: Whether it stays on circuits that its destination has cost already, until Tor does.
         wait_until: When it stops waiting for circuits (seconds of the pool's clock); None: no bound.
         is_unanswered: Whether we attached it and no answer has come.
         is_retry: Whether that was not the first time.
@@ -77,6 +79,8 @@ class Stream:
     circuit: Circuit | None = None
     tried: tuple[str, ...] = ()
     failures: int = 0
+    is_counted: bool = False
+    is_resigned: bool = False
     wait_until: float | None = None
     is_unanswered: bool = False
     is_retry: bool = False

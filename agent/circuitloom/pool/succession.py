@@ -38,6 +38,7 @@ class Succession(Tiers):
         is_replaced = state.is_outdated or not (state.is_ours_to_build and self._is_kept(state))
         if circuit is state.circuit and not is_replaced:
             state.is_outdated = True
+            state.tally.rotations += 1
             what = f"circuit {circuit.label} is replaced, make before break: {why}"
             self._say(what, Kind.CIRCUIT_REPLACED, circuit)
             self._builder.want(state)

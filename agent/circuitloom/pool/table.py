@@ -209,7 +209,8 @@ class StreamTable:
             stream.owner = None
 
     def _count_failure(self, stream: Stream, *, is_final: bool = False) -> None:
-        if stream.circuit is not None:
+        # What Tor, or another agent, put on the circuit was not counted as attached either.
+        if stream.circuit is not None and stream.is_unanswered:
             slot = stream.circuit.slot
             slot.failed_total += 1
             self.failed_total += 1

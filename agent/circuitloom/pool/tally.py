@@ -39,6 +39,10 @@ BOUNDS_SECONDS = tuple(
 """Where the classes of a histogram end: close around what a circuit takes to connect (tenths of a second), up
 to the 10 s after which Tor gives an unanswered stream up (CircuitStreamTimeout)."""
 
+LONG_BOUNDS_SECONDS = (*BOUNDS_SECONDS, 15.0, 20.0, 30.0, 45.0, 60.0, 100.0)
+"""The same for what may take longer: a build Tor's CircuitBuildTimeout (60 s unless it has learned another),
+a wait for a circuit or for room the 100 s that the policy allows at most."""
+
 
 @dataclass(slots=True)
 class Histogram:
@@ -138,8 +142,8 @@ class Tally:
     closed: int = 0
     retries: int = 0
     redispatches: int = 0
-    waits: Histogram = field(default_factory=Histogram)
-    builds: Histogram = field(default_factory=Histogram)
+    waits: Histogram = field(default_factory=lambda: Histogram(LONG_BOUNDS_SECONDS))
+    builds: Histogram = field(default_factory=lambda: Histogram(LONG_BOUNDS_SECONDS))
 
     def of(self, name: str) -> CircuitTally:
         """The numbers of one name."""

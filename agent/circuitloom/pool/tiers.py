@@ -89,16 +89,20 @@ class Tiers:
     @property
     def is_usable(self) -> bool:
         """Whether at least one circuit that may serve is BUILT, full or not."""
-        return self.active_built > 0 or (self.backups_serve and self.backup_built > 0) or bool(self._outgoing)
+        return (
+            self.active_built > 0
+            or (self.backups_serve and self.backup_built > 0)
+            or any(name not in self.drained for name in self._outgoing)
+        )
 
     def is_usable_among(self, names: frozenset[str] | None, target: str = "") -> bool:
         """Whether one of these circuits (None: of all) may serve a stream to a target, full or not."""
         refusing = self.refusing(target)
         if refusing:
-            serving = frozenset((*self.slots, *self._outgoing)).difference(self.drained)
-            names = (serving if names is None else names) - refusing
+            names = (frozenset((*self.slots, *self._outgoing)) if names is None else names) - refusing
         if names is None:
             return self.is_usable
+        names = names.difference(self.drained)
         return any(
             (state := self.slots.get(name)) is not None
             and state.circuit is not None
@@ -228,10 +232,7 @@ class Tiers:
 
     def readmit_due(self, *, now: float) -> None:
         """Those whose time is over take streams again."""
-        back = self._ejector.due(now=now)
-        for circuit in back:
-            self._fitness.begin(circuit, now=now)
-        self._readmit(back)
+        self._readmit(self._ejector.due(now=now))
 
     def ejected_until(self, circuit: Circuit) -> float | None:
         """When a circuit that is out takes streams again (seconds of the pool's clock).
@@ -287,6 +288,7 @@ class Tiers:
 
     def _readmit(self, circuits: Iterable[Circuit]) -> None:
         for circuit in circuits:
+            self._fitness.begin(circuit, now=self._rotation.now)
             self._tiers_changed(circuit.slot, +1)
             self._offer(circuit)
             self._say(f"circuit {circuit.label} takes streams again", Kind.CIRCUIT_READMITTED, circuit)
@@ -391,9 +393,15 @@ class Tiers:
         self._refusals.forget()
         built = [state.circuit for state in self.slots.values() if state.circuit and self._counts(state)]
         back = self._ejector.keep(built)
+        for circuit in built:
+            if circuit.checkup is not None and circuit.checkup.is_down:
+                # Another rule of ejection, or the end of a drain, makes it no better.
+                self._ejector.hold(circuit)
         roles = [circuit.slot.slot.role for circuit in built if circuit not in self._ejector.out]
         self.active_built = roles.count(Role.ACTIVE)
         self.backup_built = roles.count(Role.BACKUP)
+        for circuit in back:
+            self._fitness.begin(circuit, now=self._rotation.now)
         for circuit in self._members:
             circuit.is_candidate = False
         self._watch_health()

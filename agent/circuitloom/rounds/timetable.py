@@ -169,10 +169,8 @@ class Timetable:
 
     def next_deadline(self) -> float | None:
         """When a Looked event is due (seconds of the clock), or None."""
-        if not self._has_begun:
-            return None
-        deadlines = [] if self.is_over else [self._due(self._next)]
-        if self._has_room:
+        deadlines = [] if self.next_due is None else [self.next_due]
+        if self._has_begun and self._has_room:
             deadlines += [at for at, _ in self._again]
         return min(deadlines, default=None)
 
@@ -187,6 +185,11 @@ class Timetable:
     def is_over(self) -> bool:
         """Whether no further round comes."""
         return self._rounds.rounds is not None and self._next > self._rounds.rounds
+
+    @property
+    def next_due(self) -> float | None:
+        """When the next round is due (seconds of the clock); None: that is not known yet, or never."""
+        return None if self.is_over or not self._has_begun else self._due(self._next)
 
     @property
     def next_round(self) -> int:

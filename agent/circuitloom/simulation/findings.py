@@ -68,7 +68,7 @@ class LossFindings:
         waited: How many more streams of that time waited, and how long they did.
         tor: How many more were left to Tor.
         rejected: How many more were rejected, or given up by their clients.
-        taken_by: How many more each other circuit carried.
+        taken_by: How many more each other circuit carried, of the rules whose streams it missed.
     """
 
     name: str
@@ -212,9 +212,11 @@ def _loss(lost: Lost, record: Record, without: Record) -> LossFindings:
     ]
     outcomes = Counter(fate.outcome for fate, _ in pairs)
     outcomes.subtract(other.outcome for _, other in pairs)
-    carried = Counter(_carrier(fate) for fate, _ in pairs)
     missed = Counter(_carrier(other) for _, other in pairs)
-    gains = Counter({name: count - missed[name] for name, count in carried.items() if name is not None})
+    # What differs among the streams of a rule that has no use for the circuit is chance.
+    rules = {other.rule for _, other in pairs if _carrier(other) == lost.loss.name}
+    gains = Counter(_carrier(fate) for fate, _ in pairs if fate.rule in rules)
+    gains.subtract(_carrier(other) for _, other in pairs if other.rule in rules)
     tor = max(0, outcomes[Outcome.TOR])
     rejected = max(0, outcomes[Outcome.REJECTED] + outcomes[Outcome.GIVEN_UP])
     # Where none of them found another circuit, what differs between two circuits is chance.
@@ -228,7 +230,7 @@ def _loss(lost: Lost, record: Record, without: Record) -> LossFindings:
         _waited([fate for fate, other in pairs if fate.waited_seconds > other.waited_seconds]),
         tor,
         rejected,
-        {name: gain for name, gain in gains.most_common() if gain > 0 and is_taken},
+        {name: gain for name, gain in gains.most_common() if name and gain > 0 and is_taken},
     )
 
 
