@@ -28,8 +28,8 @@ ALL_SECONDS = 1500
 # half a minute of a reload Tor closes every used circuit without a stream: so the upgrade comes before those.
 ORDER = (
     *("test_role", "test_lab", "test_converge", "test_failures", "test_policy", "test_upgrade"),
-    *("test_record", "test_tor_settings", "test_rounds", "test_variants", "test_metrics"),
-    *("test_uninstall", "test_readme"),
+    *("test_record", "test_tor_settings", "test_unfinished", "test_rounds", "test_variants"),
+    *("test_metrics", "test_uninstall", "test_readme"),
 )
 
 _MISSING = missing()

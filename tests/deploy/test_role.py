@@ -6,6 +6,7 @@ import json
 import os
 import re
 import sys
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -81,12 +82,44 @@ def test_the_two_units_differ_in_the_instance_only() -> None:
     assert instance == single
 
 
-def documents(algorithm: str, *circuits: tuple[int, str, int, float, int, int]) -> dict[str, Any]:
-    """Return two status documents of the same circuits: (key, name, weight, share, streams then, now)."""
+def play(file: str, variables: dict[str, Any], folder: Path) -> str:
+    """Run one of our plays that need no host, and return what it prints."""
+    (folder / "asked.json").write_text(json.dumps(variables))
+    program = Path(sys.executable).with_name("ansible-playbook")
+    if not program.exists():
+        pytest.skip("no ansible-playbook beside this Python: pip install '.[deploy]'")
+    return run(
+        [program, "-e", f"@{folder}/asked.json", REPOSITORY / "tests/deploy/plays" / file],
+        timeout=60,
+        env={
+            **os.environ,
+            "ANSIBLE_HOME": str(folder),
+            "ANSIBLE_ROLES_PATH": str(REPOSITORY / "roles"),
+            "LC_ALL": "C.UTF-8",
+        },
+    ).stdout
+
+
+def documents(
+    algorithm: str,
+    *circuits: tuple[int, str, int, float, int, int],
+    factors: tuple[float, float] = (1.0, 1.0),
+    since: tuple[float, float] = (7.0, 12.0),
+) -> dict[str, Any]:
+    """Return two status documents of the same circuits.
+
+    Args:
+        algorithm: As the policy says.
+        circuits: (key, name, weight, share, streams then, now).
+        factors: What counted of their weights, then and now.
+        since: For how long the agent had been balancing (seconds), then and now.
+    """
 
     def document(place: int) -> dict[str, Any]:
         return {
             "algorithm": algorithm,
+            "state": "balancing",
+            "since_seconds": since[place - 4],
             "circuits": [
                 {
                     "key": circuit[0],
@@ -95,6 +128,7 @@ def documents(algorithm: str, *circuits: tuple[int, str, int, float, int, int]) 
                     "weight_share": circuit[3],
                     "role": "active",
                     "state": "built",
+                    "weight_factor": factors[place - 4],
                     "circuit_id": f"{circuit[0]}{circuit[1]}",
                     "attached_total": circuit[place],
                 }
@@ -120,6 +154,12 @@ SHARES = {
         "round-robin",
         *((0, "x", 1, 0.5, 0, 50), (0, "y", 1, 0.5, 0, 50), (1, "x", 1, 0.5, 0, 80), (1, "y", 1, 0.5, 0, 20)),
     ),
+    # While a fresh circuit gains weight, no one share is the right one.
+    "slow start": documents(
+        "round-robin", (0, "x", 1, 0.5, 0, 80), (0, "y", 1, 0.5, 0, 20), factors=(0.1, 0.6)
+    ),
+    # Its totals begin anew with the agent.
+    "crash": documents("round-robin", (0, "x", 1, 0.5, 90, 3), (0, "y", 1, 0.5, 90, 2), since=(7.0, 1.0)),
     "no promise": documents("least-streams", (0, "x", 1, 0.5, 0, 100), (0, "y", 1, 0.5, 0, 0)),
 }
 
@@ -131,14 +171,7 @@ def test_the_gate_judges_shares_within_each_isolation_key(tmp_path: Path) -> Non
         "circuitloom_verify_min_streams": 50,
         "circuitloom_verify_share_tolerance": 0.1,
     }
-    (tmp_path / "asked.json").write_text(json.dumps(asked))
-    play = REPOSITORY / "tests/deploy/plays/shares.yml"
-
-    done = run(
-        [Path(sys.executable).with_name("ansible-playbook"), "-e", f"@{tmp_path}/asked.json", play],
-        timeout=60,
-        env={**os.environ, "ANSIBLE_HOME": str(tmp_path), "LC_ALL": "C.UTF-8"},
-    ).stdout
+    done = play("shares.yml", asked, tmp_path)
 
     verdicts = {
         name: json.loads(json.loads(f'"{found}"'))
@@ -153,6 +186,102 @@ def test_the_gate_judges_shares_within_each_isolation_key(tmp_path: Path) -> Non
         "too few": [],
         "many keys": [],
         "one key of two is off": [(1, "x"), (1, "y")],
+        "slow start": [],
+        "crash": [],
         "no promise": [],
     }
+    assert [name for name, verdict in verdicts.items() if not verdict["is_steady"]] == ["crash"]
     assert verdicts["as the weights say"]["verdict"] == '100 streams, shares {"x": 0.75, "y": 0.25}'
+
+
+INCLUDES = {
+    "%include /etc/tor/torrc.d/*.conf": True,
+    '  %Include "/etc/tor/torrc.d/*.conf"  # ours': True,
+    "%include /etc/tor/torrc.d": True,
+    "%include /etc/tor/torrc.d/": True,
+    "%include /etc/tor/torrc.d/*": True,
+    "#%include /etc/tor/torrc.d/*.conf": False,
+    "%include /etc/tor/torrc.d/bridges.conf": False,
+    "%include /etc/tor/torrc.d/*.torrc": False,
+    "%include /etc/tor/torrc.dir/*.conf": False,
+}
+
+
+@pytest.mark.parametrize("line", INCLUDES)
+def test_only_an_include_line_that_covers_the_fragment_counts_as_one(line: str) -> None:
+    """A host's own `%include` of one other file in that directory would leave our settings unread."""
+    pattern = role_readme.read_yaml("vars/main.yml")["__circuitloom_torrc_included"]
+
+    assert bool(re.search(pattern, f"SocksPort 9050\n{line}\nLog notice syslog\n")) is INCLUDES[line]
+
+
+def agents_of(folder: Path, **variables: Any) -> list[dict[str, Any]]:  # noqa: ANN401  # whatever YAML can hold
+    """Return what the role makes of the policies in its variables."""
+    printed = play(
+        "agents.yml",
+        {
+            "template": str(ROLE / "templates/agents.json.j2"),
+            "__circuitloom_etc": "/etc/circuitloom",
+            "circuitloom_policy": {},
+            "circuitloom_policy_file": "",
+            "circuitloom_instances": [],
+            "circuitloom_network": "auto",
+            **variables,
+        },
+        folder,
+    )
+    (found,) = re.findall(r'"msg": "agents: (.*)"', printed)
+    agents: list[dict[str, Any]] = json.loads(json.loads(f'"{found}"'))
+    return agents
+
+
+def test_a_policy_file_that_is_missing_is_named_and_a_relative_one_is_found_beside_the_playbook(
+    tmp_path: Path,
+) -> None:
+    """One and the same file is checked and deployed, wherever ansible-playbook was started."""
+    found, missing = agents_of(
+        tmp_path,
+        circuitloom_policy_file="shares.yml",
+        circuitloom_instances=[{"name": "second", "policy_file": "/nowhere/policy.yml"}],
+    )
+
+    beside = REPOSITORY / "tests/deploy/plays/shares.yml"
+    assert (found["file"], found["missing"]) == (str(beside), "")
+    assert found["text"] == beside.read_text()
+    assert (missing["file"], missing["missing"]) == ("", "/nowhere/policy.yml")
+
+
+def test_a_comment_in_a_policy_opens_no_network(tmp_path: Path) -> None:
+    file = tmp_path / "policy.yml"
+    file.write_text("version: 1\n# metrics: {listen: 127.0.0.1:9955}\ncircuits: [{name: one}]\n")
+    (closed,) = agents_of(tmp_path, circuitloom_policy_file=str(file))
+    file.write_text(file.read_text().replace("# ", ""))
+    (opened,) = agents_of(tmp_path, circuitloom_policy_file=str(file))
+
+    assert closed["loopback"] == []
+    assert opened["loopback"] == ["127.0.0.0/8"]
+
+
+def test_no_variable_of_an_inventory_makes_the_controller_become_root() -> None:
+    """`ansible_become` outranks `become: false`; only a variable of the task outranks it in turn."""
+    for task in role_readme.read_yaml("tasks/policies.yml"):
+        if "delegate_to" in task:
+            assert task["vars"]["ansible_become"] is False, task["name"]
+
+
+def test_a_wheelhouse_with_a_newer_dependency_is_another_release(tmp_path: Path) -> None:
+    """Else a security update of a dependency would never reach a host that has this version of the agent."""
+    house = tmp_path / "wheelhouse"
+    house.mkdir()
+    with zipfile.ZipFile(house / "circuitloom-1.0-py3-none-any.whl", "w"):
+        pass
+    asked = {"circuitloom_install_method": "wheelhouse", "circuitloom_wheelhouse": str(house)}
+    names = []
+
+    for version in ("6.0.1", "6.0.2"):
+        (house / "requirements.txt").write_text(f"pyyaml=={version} --hash=sha256:{'0' * 64}\n")
+        names += re.findall(r'"msg": "release: (.*)"', play("release.yml", asked, tmp_path))
+
+    first, second = names
+    assert re.fullmatch(r"1\.0-[0-9a-f]{8}-wheelhouse-debian12", first)
+    assert first != second

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from deploy.lab.fleet import Fleet, hold, main_pid
 
 
@@ -43,6 +45,43 @@ def test_absent_leaves_the_file_tree_as_before_and_tor_serving(fleet: Fleet) -> 
         == 2
     )
     assert host.run("systemctl list-units --all --plain --no-legend 'circuitloom*'") == ""
+
+
+@pytest.mark.parametrize("how", ["disabled but running", "failed"])
+def test_absent_leaves_no_agent_running_and_no_failure_behind(fleet: Fleet, how: str) -> None:
+    host = fleet.hosts["b"]
+    fleet.changed.add(host.name)
+    fleet.normal(host)
+    pid = main_pid(host)
+    if how == "failed":
+        host.run(
+            "echo nonsense >> /etc/circuitloom/policy.yml; systemctl restart circuitloom;"
+            " rm /etc/circuitloom/policy.yml",
+            check=False,
+        )
+        host.wait_until("systemctl is-failed circuitloom", seconds=10)
+    host.run("systemctl disable circuitloom")
+
+    absent = fleet.play(hosts=[host], circuitloom_state="absent")
+
+    assert absent.code == 0, absent.output[-6000:]
+    assert host.ssh(f"test -e /proc/{pid}", check=False).returncode != 0
+    assert host.guest("option") == {"value": "0", "waiting": 0}
+    assert host.run("systemctl list-units --all --plain --no-legend 'circuitloom*'") == ""
+
+
+def test_absent_does_not_start_a_tor_that_was_stopped(fleet: Fleet) -> None:
+    host = fleet.hosts["b"]
+    fleet.changed.add(host.name)
+    fleet.normal(host)
+    host.run("systemctl stop tor@default")
+    try:
+        absent = fleet.play(hosts=[host], circuitloom_state="absent")
+
+        assert absent.code == 0, absent.output[-6000:]
+        assert host.run("systemctl is-active tor@default", check=False).strip() == "inactive"
+    finally:
+        host.run("systemctl start tor@default")
 
 
 def test_absent_on_a_host_that_never_had_it_changes_nothing(fleet: Fleet) -> None:

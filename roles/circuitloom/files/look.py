@@ -16,9 +16,14 @@ second and more; this answers for twenty of them. The paths are those of vars/ma
     units           our units and their directories of drop-ins
     state           the directories of what our agents remember
     directories     those the role makes that are as it makes them
+    by_hand         whether an agent is there that this role did not install
     current         what the link to the release says; `last_good` the same of the release that was last good
     releases        [{"name": ..., "complete": ..., "at": seconds since the epoch}]
-    agents          unit -> whether it runs, of every agent that comes back with the host
+    agents          unit -> whether it runs and comes back with the host, of every agent that does either
+    kept            those whose files were kept when they last passed the gate
+    kept_fragment   the text of that one then; empty for none then, null where nothing was kept
+    unsettled       those that come back, but may not have read what their files say: it is not what was kept,
+                    or a reload failed
     record          name -> text of what the role noted about itself
     textfiles       path -> target of the links to metrics that it noted
 """
@@ -40,14 +45,16 @@ SYSTEM = ETC / "systemd/system"
 STARTED = SYSTEM / "multi-user.target.wants"
 PREFIX = Path("/opt/circuitloom")
 FRAGMENT = ETC / "tor/torrc.d/50-circuitloom.conf"
+KEPT = PREFIX / "last-good"
+UNITS = ("circuitloom.service", "circuitloom@*.service")
 PLAIN = stat.S_IFDIR | 0o755
 
 
-def ours(*patterns: str) -> Iterable[Path]:
+def ours(*patterns: str, within: Path = SYSTEM) -> Iterable[Path]:
     """The paths under systemd's directory that match one of our two units."""
-    for unit in ("circuitloom.service", "circuitloom@*.service"):
+    for unit in UNITS:
         for pattern in patterns:
-            yield from SYSTEM.glob(f"{unit}{pattern}")
+            yield from within.glob(f"{unit}{pattern}")
 
 
 def text_of(path: Path) -> str | None:
@@ -103,13 +110,38 @@ def running(units: Iterable[str]) -> list[str]:
     return [unit for unit in units if ask("systemctl", "is-active", unit).strip() == "active"]
 
 
+def loaded() -> list[str]:
+    """Our units that run or failed, whether they are enabled or not."""
+    listing = ask("systemctl", "list-units", "--all", "--plain", "--no-legend", "--full", *UNITS)
+    rows = [line.split() for line in listing.splitlines()]
+    return [unit for unit, load, active, *_ in rows if load == "loaded" and active != "inactive"]
+
+
+def is_settled(unit: str) -> bool:
+    """Whether an agent passed the gate with what its files say, and no reload failed since."""
+    name = unit.removesuffix(".service").partition("@")[2]
+    shared = f"circuitloom{'@' if name else ''}.service"
+    policy = f"{name or 'policy'}.yml"
+    files = [
+        (SYSTEM / shared, KEPT / "units" / shared),
+        (SYSTEM / f"{unit}.d/50-ansible.conf", KEPT / f"units/{unit}.conf"),
+        (ETC / "circuitloom" / policy, KEPT / "policies" / policy),
+    ]
+    return (
+        all(text_of(file) == text_of(kept) for file, kept in files)
+        and f"../{link_of(PREFIX / 'current')}" == link_of(KEPT / "current")
+        and set(ask("systemctl", "show", "--property=NeedDaemonReload,ReloadResult", unit).split())
+        == {"NeedDaemonReload=no", "ReloadResult=success"}
+    )
+
+
 def main() -> None:
     """Look, and print."""
     release = dict(
         line.split("=", 1) for line in (text_of(ETC / "os-release") or "").splitlines() if "=" in line
     )
     comes_back = ["tor@default.service"] + ["tor.service"] * (STARTED / "tor.service").is_symlink()
-    agents = [path.name for path in STARTED.glob("circuitloom*.service") if path.is_symlink()]
+    agents = [path.name for path in ours("", within=STARTED) if path.is_symlink()]
     files = [*ours("", ".d/50-ansible.conf"), *(ETC / "circuitloom").glob("*"), FRAGMENT]
     directories = [
         *(PREFIX / "record", ETC / "circuitloom", FRAGMENT.parent),
@@ -134,7 +166,7 @@ def main() -> None:
             for line in ask(
                 "dpkg-query", "--show", "--showformat=${db:Status-Abbrev}${Package}\n"
             ).splitlines()
-            if line.startswith("ii ")
+            if line[1:3] == "i "  # also one that somebody holds: "hi"
         ],
         "files": {
             str(path): facts_of(path)
@@ -149,6 +181,7 @@ def main() -> None:
             for path in Path(folder).glob(pattern)
         ],
         "directories": [str(path) for path in directories if is_plain(path)],
+        "by_hand": (PREFIX / "current").is_dir() and not (PREFIX / "current").is_symlink(),
         "current": link_of(PREFIX / "current"),
         "last_good": link_of(PREFIX / "last-good/current"),
         "releases": [
@@ -156,7 +189,10 @@ def main() -> None:
             for path in PREFIX.glob("releases/*")
             if path.is_dir()
         ],
-        "agents": dict.fromkeys(agents, False) | dict.fromkeys(running(agents), True),
+        "agents": dict.fromkeys([*loaded(), *agents], False) | dict.fromkeys(running(agents), True),
+        "kept": [path.name.removesuffix(".conf") for path in KEPT.glob("units/*.conf")],
+        "kept_fragment": text_of(KEPT / "torrc.conf"),
+        "unsettled": [unit for unit in agents if not is_settled(unit)],
         "textfiles": {
             path: link_of(Path(path)) for path in (text_of(PREFIX / "record/textfiles") or "").split()
         },

@@ -147,6 +147,16 @@ class Host:
         answer: dict[str, Any] = json.loads(printed.splitlines()[-1])
         return answer
 
+    def hang_up(self) -> None:
+        """End the kept connections, so that the next command is a new session."""
+        for path in self.lab.directory.glob(f"*{self.address}"):
+            if path.is_socket():
+                run(
+                    ["ssh", "-F", "none", "-o", f"ControlPath={path}", "-O", "exit", self.address],
+                    timeout=30,
+                    check=False,
+                )
+
     def put_guest(self) -> None:
         """Leave the stream script at /run/guest.py, for a stream that outlives one ssh command."""
         self.run("cat > /run/guest.py", stdin=GUEST.read_text())
