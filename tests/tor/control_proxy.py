@@ -128,7 +128,7 @@ class ControlProxy:
                 self._fire()
                 self.has_fired.set()
                 self.cut()
-        # An agent that is killed leaves by itself; what it has handed to its guard a moment before is the guard's.
+        # An agent that is killed leaves by itself; what it has handed to its guard by then is the guard's.
         return not is_chosen or not (self._is_before or pair.is_agents)
 
 
