@@ -104,7 +104,7 @@ def documents(
     algorithm: str,
     *circuits: tuple[int, str, int, float, int, int],
     factors: tuple[float, float] = (1.0, 1.0),
-    since: tuple[float, float] = (7.0, 12.0),
+    guards: tuple[int, int] = (7, 7),
 ) -> dict[str, Any]:
     """Return two status documents of the same circuits.
 
@@ -112,14 +112,14 @@ def documents(
         algorithm: As the policy says.
         circuits: (key, name, weight, share, streams then, now).
         factors: What counted of their weights, then and now.
-        since: For how long the agent had been balancing (seconds), then and now.
+        guards: The process of the agent's guard, then and now.
     """
 
     def document(place: int) -> dict[str, Any]:
         return {
             "algorithm": algorithm,
             "state": "balancing",
-            "since_seconds": since[place - 4],
+            "guard_pid": guards[place - 4],
             "circuits": [
                 {
                     "key": circuit[0],
@@ -159,7 +159,7 @@ SHARES = {
         "round-robin", (0, "x", 1, 0.5, 0, 80), (0, "y", 1, 0.5, 0, 20), factors=(0.1, 0.6)
     ),
     # Its totals begin anew with the agent.
-    "crash": documents("round-robin", (0, "x", 1, 0.5, 90, 3), (0, "y", 1, 0.5, 90, 2), since=(7.0, 1.0)),
+    "crash": documents("round-robin", (0, "x", 1, 0.5, 90, 3), (0, "y", 1, 0.5, 90, 2), guards=(7, 8)),
     "no promise": documents("least-streams", (0, "x", 1, 0.5, 0, 100), (0, "y", 1, 0.5, 0, 0)),
 }
 

@@ -79,6 +79,7 @@ def test_a_rollout_that_tor_refuses_ends_with_the_agent_as_it_was(fleet: Fleet, 
     assert reloads(host, since) == 0
 
 
+@pytest.mark.thorough
 def test_settings_that_leave_tor_without_circuits_are_taken_back_by_the_rollout(
     fleet: Fleet, host: Host
 ) -> None:
@@ -128,6 +129,7 @@ def test_a_policy_that_was_written_but_not_read_is_read_with_the_next_run(fleet:
     assert fleet.converge(hosts=[host], circuitloom_policy=now).changes() == []
 
 
+@pytest.mark.thorough
 def test_a_reload_that_failed_behind_everybodys_back_is_made_good(fleet: Fleet, host: Host) -> None:
     host.run(
         "cp -p /etc/circuitloom/policy.yml /run/policy.good; echo nonsense >> /etc/circuitloom/policy.yml;"
@@ -141,6 +143,7 @@ def test_a_reload_that_failed_behind_everybodys_back_is_made_good(fleet: Fleet, 
     assert "ReloadResult=success" in host.run("systemctl show --property=ReloadResult circuitloom")
 
 
+@pytest.mark.thorough
 def test_a_rollout_that_adds_an_instance_and_fails_goes_back_whole(fleet: Fleet) -> None:
     """There is nothing of the new agent to put back; the others are put back all the same."""
     host = fleet.hosts["a"]
@@ -184,6 +187,7 @@ def test_a_run_that_installs_nothing_removes_no_release(fleet: Fleet, host: Host
     assert host.run("readlink -e /opt/circuitloom/current") == before
 
 
+@pytest.mark.thorough
 def test_a_host_where_root_writes_for_itself_only_runs_the_agent_as_well(fleet: Fleet, host: Host) -> None:
     """Root's umask is 077 on a hardened host, and the agent is nobody."""
     umask = "session required pam_umask.so umask=0077"
@@ -214,6 +218,7 @@ def test_an_agent_that_was_installed_by_hand_is_named_before_anything_changes(
     balanced(host)
 
 
+@pytest.mark.thorough
 def test_a_package_that_somebody_holds_is_there(fleet: Fleet, host: Host) -> None:
     """Else every run would ask apt for it, also where there is no mirror."""
     host.run("apt-mark hold python3-yaml")

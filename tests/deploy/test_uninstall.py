@@ -47,6 +47,7 @@ def test_absent_leaves_the_file_tree_as_before_and_tor_serving(fleet: Fleet) -> 
     assert host.run("systemctl list-units --all --plain --no-legend 'circuitloom*'") == ""
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("how", ["disabled but running", "failed"])
 def test_absent_leaves_no_agent_running_and_no_failure_behind(fleet: Fleet, how: str) -> None:
     host = fleet.hosts["b"]
@@ -70,6 +71,7 @@ def test_absent_leaves_no_agent_running_and_no_failure_behind(fleet: Fleet, how:
     assert host.run("systemctl list-units --all --plain --no-legend 'circuitloom*'") == ""
 
 
+@pytest.mark.thorough
 def test_absent_does_not_start_a_tor_that_was_stopped(fleet: Fleet) -> None:
     host = fleet.hosts["b"]
     fleet.changed.add(host.name)
