@@ -4,35 +4,46 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 from circuitloom.lab.network import PrivateNetwork
 from circuitloom.lab.node import TorClient
 from circuitloom.lab.traffic import EchoServer
-from tor.agent import circuit_ids
+from tor.agent import Agent, circuit_ids
 from tor.test_redispatch import echo_early, make_agent, paused
 from tor.witness import Witness
 
 FAILURES = 3
 
 
+def ejecting(base_seconds: int, more: str = "") -> str:
+    """The policy's `failover` and `health`: moved after a second, ejected after a few of these in a row."""
+    eject = f"{{consecutive_failures: {FAILURES}, base: {base_seconds}s, max_percent: 50}}"
+    return (
+        "{redispatch: {after: 1s}, retry: {attempts: 2, budget: 100%}}\n"
+        f"health: {{eject: {eject}{more}}}"
+    )
+
+
+def eject_silent(agent: Agent, client: TorClient, echo: EchoServer) -> dict[str, Any]:
+    """While an exit is silent, have its circuit ejected; returns the status then."""
+    # Half of them are on the silent circuit, and are moved after a second.
+    asyncio.run(echo_early(client, echo.port, 2 * FAILURES))
+    return agent.wait_until(
+        lambda status: any(circuit["state"] == "ejected" for circuit in status["circuits"]), "ejected"
+    )
+
+
 def test_a_silent_circuit_is_ejected_and_comes_back(
     network: PrivateNetwork, client: TorClient, echo: EchoServer, tmp_path: Path
 ) -> None:
-    failover = (
-        "{redispatch: {after: 1s}, retry: {attempts: 2, budget: 100%}}\n"
-        f"health: {{eject: {{consecutive_failures: {FAILURES}, base: 8s, max_percent: 50}}}}"
-    )
     with (
-        make_agent(network, tmp_path, balance="purpose: controller", failover=failover) as agent,
+        make_agent(network, tmp_path, balance="purpose: controller", failover=ejecting(8)) as agent,
         Witness(client) as witness,
     ):
         ids = circuit_ids(agent.wait_balancing(2))
         with paused(network.relays[2]):
-            # Half of them are on the silent circuit, and are moved after a second.
-            asyncio.run(echo_early(client, echo.port, 2 * FAILURES))
-            ejected = agent.wait_until(
-                lambda status: any(circuit["state"] == "ejected" for circuit in status["circuits"]), "ejected"
-            )
+            ejected = eject_silent(agent, client, echo)
             before = set(witness.attached)
             asyncio.run(echo_early(client, echo.port, 10))
             meanwhile = [witness.attached[stream] for stream in set(witness.attached) - before]

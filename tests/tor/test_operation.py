@@ -16,15 +16,20 @@ LOOPBACK = "127.0.0.1"
 PAYLOAD = b"both ways " * 20
 
 
+def two_circuits(client: TorClient, directory: Path, more: str = "") -> str:
+    return policy_text(
+        client.control_socket,
+        directory,
+        circuits="[{name: primary}, {name: backup}]",
+        balance="{algorithm: weighted-round-robin, max_streams: 1000}",
+        more=more,
+    )
+
+
 def test_a_drain_stops_new_streams_and_loses_none_and_ready_and_weights_show_in_the_shares(
     client: TorClient, echo: EchoServer, tmp_path: Path
 ) -> None:
-    policy = policy_text(
-        client.control_socket,
-        tmp_path,
-        circuits="[{name: primary}, {name: backup}]",
-        balance="{algorithm: weighted-round-robin, max_streams: 1000}",
-    )
+    policy = two_circuits(client, tmp_path)
 
     async def open_more(agent: Agent, opened: OpenedStreams, *command: str) -> Counter[str]:
         """Give a command, open 40 streams, and tell how many each circuit got of these."""
@@ -57,13 +62,7 @@ def test_a_drain_stops_new_streams_and_loses_none_and_ready_and_weights_show_in_
 def test_a_fresh_circuit_starts_slowly_and_has_its_whole_share_in_the_end(
     client: TorClient, echo: EchoServer, tmp_path: Path
 ) -> None:
-    policy = policy_text(
-        client.control_socket,
-        tmp_path,
-        circuits="[{name: primary}, {name: backup}]",
-        balance="{algorithm: weighted-round-robin}",
-        more="health: {slow_start: 15s}",
-    )
+    policy = two_circuits(client, tmp_path, more="health: {slow_start: 15s}")
 
     async def open_and_close() -> None:
         opened = await open_many(

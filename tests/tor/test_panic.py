@@ -12,10 +12,10 @@ from circuitloom.lab.network import PrivateNetwork
 from circuitloom.lab.node import TorClient
 from circuitloom.lab.traffic import EchoServer
 from tor.agent import circuit_ids
+from tor.test_eject import eject_silent, ejecting
 from tor.test_redispatch import echo_early, make_agent, paused
 from tor.witness import Witness
 
-FAILURES = 3
 EJECTED_SECONDS = 12
 STREAMS = 10
 
@@ -25,21 +25,14 @@ def test_in_a_panic_streams_go_where_the_policy_says(
     network: PrivateNetwork, client: TorClient, echo: EchoServer, tmp_path: Path, action: str
 ) -> None:
     """One of two circuits is out, which is below the threshold; no stream is lost whatever is done then."""
-    failover = (
-        "{redispatch: {after: 1s}, retry: {attempts: 2, budget: 100%}}\n"
-        f"health: {{eject: {{consecutive_failures: {FAILURES}, base: {EJECTED_SECONDS}s, max_percent: 50}}, "
-        f"panic: {{threshold: 51%, action: {action}}}}}"
-    )
+    failover = ejecting(EJECTED_SECONDS, f", panic: {{threshold: 51%, action: {action}}}")
     with (
         make_agent(network, tmp_path, balance="purpose: controller", failover=failover) as agent,
         Witness(client) as witness,
     ):
         ids = circuit_ids(agent.wait_balancing(2))
         with paused(network.relays[2]):
-            asyncio.run(echo_early(client, echo.port, 2 * FAILURES))
-            agent.wait_until(
-                lambda status: any(circuit["state"] == "ejected" for circuit in status["circuits"]), "ejected"
-            )
+            eject_silent(agent, client, echo)
         # The exit is well again; its circuit is ejected still.
         before = witness.first_circuits()
         waits = asyncio.run(echo_early(client, echo.port, STREAMS))

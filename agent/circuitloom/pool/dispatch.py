@@ -146,8 +146,8 @@ class Dispatcher(StreamTable):
     def _serve_again(self, stream: Stream, key: IsolationKey) -> None:
         """Tor detached the stream."""
         circuit = self._circuit_spent_on(stream)
+        stream.is_resigned = circuit is not None
         if circuit is not None:
-            stream.is_resigned = True
             self._attach(stream, circuit)
         elif self._unanswered.may_retry(stream.failures, self.policy.failover.retry):
             self._find_circuits(stream, key)
